@@ -1,0 +1,1 @@
+"""Sequences to tokens: one thread owns the model and steps over all rows at once. Knows nothing of text or HTTP."""

@@ -1,0 +1,179 @@
+"""The engine: one thread that owns a model and turns submitted sequences into completions, a step at a time.
+
+Knows nothing of text, prompts or HTTP.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+
+import torch
+from torch import nn
+
+from models.engine.attention import Rows, Span
+from models.engine.cache import Cache
+from models.engine.grammar import Masks
+from models.engine.sampler import choose
+from models.engine.scheduler import Scheduler
+from models.engine.sequence import Sequence
+from models.failure import Failure
+
+log = logging.getLogger("zopilot.engine")
+
+
+class Engine:
+    """Continuous batching over one network. `submit` may be called from any thread."""
+
+    def __init__(
+        self, network: nn.Module, stops: set[int], *, kv_tokens: int, step_tokens: int, max_waiting: int
+    ) -> None:
+        config = network.config
+        config._attn_implementation = "flat"
+        first = next(network.parameters())
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._network = network
+        self._stops = stops
+        self._max_waiting = max_waiting
+        self._masks = Masks(config.vocab_size)
+        self.device = first.device
+        self.vocabulary: int = config.vocab_size
+        self.cache = Cache(
+            config.num_hidden_layers, config.num_key_value_heads, head_dim, first.dtype, first.device, kv_tokens
+        )
+        self._scheduler = Scheduler(self.cache, step_tokens)
+        self._wake = threading.Condition()
+        self._arrived: deque[Sequence] = deque()
+        self._finished: deque[float] = deque(maxlen=32)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step under way; what is not finished fails with `draining`."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._arrived) + len(self._scheduler.waiting)
+
+    @property
+    def running(self) -> int:
+        return len(self._scheduler.running)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence; raises Failure where it can never fit or the queue is full."""
+        if sequence.capacity > self.cache.budget:
+            raise Failure(
+                "context_length_exceeded",
+                f"{sequence.capacity} tokens are needed (prompt {len(sequence.prompt)}, answer "
+                f"{sequence.sampling.max_new_tokens}); {self.cache.budget} fit at once",
+            )
+        if not sequence.prompt or not 0 <= min(sequence.prompt) <= max(sequence.prompt) < self.vocabulary:
+            raise ValueError("a prompt needs ids of the model's vocabulary")
+        with self._wake:
+            if self._stopping:
+                raise Failure("draining", "the service is shutting down")
+            if self.waiting >= self._max_waiting:
+                raise Failure("queue_full", f"{self.waiting} prompts are waiting", self._drain_seconds())
+            self._arrived.append(sequence)
+            self._wake.notify()
+
+    def _drain_seconds(self) -> float:
+        """How long the queue in front takes at the rate of the last finished sequences; 1 to 120."""
+        if len(self._finished) < 2:
+            return 10.0
+        rate = (len(self._finished) - 1) / max(self._finished[-1] - self._finished[0], 1e-3)
+        return min(max(self.waiting / rate, 1.0), 120.0)
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while True:
+                with self._wake:
+                    self._wake.wait_for(lambda: self._stopping or self._arrived or self._busy())
+                    self._scheduler.waiting.extend(self._arrived)
+                    self._arrived.clear()
+                if self._stopping:
+                    break
+                self.step()
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            sequence.fail(Failure("draining", "the service is shutting down"))
+
+    def _busy(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def step(self) -> None:
+        """Compute one flat batch of prompt pieces and single tokens, and choose a token for each row that is due."""
+        planned = self._scheduler.plan()
+        if not planned:
+            return
+        try:
+            logits = self._forward(planned)
+        except Exception as error:
+            # No row is known to be the guilty one, so all of this step fail; the next ones are tried afresh.
+            log.error("a step of %d rows failed: %s", len(planned), type(error).__name__)
+            for sequence, _ in planned:
+                self._scheduler.release(sequence)
+                sequence.fail(Failure("model_error", "the model failed on this prompt"))
+            return
+        due = 0
+        for sequence, tokens in planned:
+            sequence.computed += len(tokens)
+            if sequence.computed == sequence.length:
+                self._advance(sequence, logits[due])
+                due += 1
+
+    def _forward(self, planned: list[tuple[Sequence, list[int]]]) -> torch.Tensor:
+        """fp32 logits [due rows, vocabulary] on the CPU: one row for each sequence whose next token is due."""
+        spans, ids, positions, last = [], [], [], []
+        for sequence, tokens in planned:
+            start, offset = sequence.computed, len(ids)
+            spans.append(Span(sequence.number, offset, start, len(tokens)))
+            ids += tokens
+            positions += range(start, start + len(tokens))
+            if start + len(tokens) == sequence.length:
+                last.append(len(ids) - 1)
+        hidden = self._network.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            rows=Rows(spans, self.cache),
+        ).last_hidden_state
+        logits: torch.Tensor = self._network.lm_head(hidden[0, last])
+        return logits.float().cpu()
+
+    def _advance(self, sequence: Sequence, logits: torch.Tensor) -> None:
+        """Choose the next token of one row; a fault here is this row's alone."""
+        try:
+            if not torch.isfinite(logits).all():
+                raise Failure("model_error", "the model's output was not finite")
+            if sequence.matcher is not None:
+                self._masks.apply(logits, sequence.matcher)
+            token = choose(logits, sequence.sampling, sequence.generator)
+            self._accept(sequence, token)
+        except Failure as failure:
+            self._scheduler.release(sequence)
+            sequence.fail(failure)
+
+    def _accept(self, sequence: Sequence, token: int) -> None:
+        matcher = sequence.matcher
+        if matcher is not None and not matcher.consume_token(token):
+            raise Failure("model_error", "the grammar refused a token it had allowed")
+        if token not in self._stops:
+            sequence.output.append(token)
+            if sequence.on_token is not None:
+                sequence.on_token(token)
+        ended = token in self._stops or (matcher is not None and matcher.is_stopped())
+        if ended or len(sequence.output) >= sequence.sampling.max_new_tokens:
+            self._scheduler.release(sequence)
+            self._finished.append(time.monotonic())
+            sequence.finish("stop" if ended else "length")

@@ -1,0 +1,63 @@
+"""JSON Schemas as masks over the next token, by llguidance. Knows nothing of the model or of what is asked."""
+
+import json
+import re
+from functools import lru_cache
+from typing import Any
+
+import torch
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.hf import from_tokenizer
+from llguidance.torch import allocate_token_bitmask, apply_token_bitmask_inplace, fill_next_token_bitmask
+from transformers import PreTrainedTokenizerFast
+
+from models.failure import Failure
+
+# Compact JSON: with free white space a model may write blanks until its budget is gone.
+LAYOUT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+MAX_SCHEMA_BYTES = 65_536
+
+
+class Grammars:
+    """Compiles schemas for one tokenizer; 1-30 ms each, the last 256 are kept."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, stops: set[int]) -> None:
+        self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(stops))
+        self._compiled = lru_cache(maxsize=256)(self._compile)
+
+    def matcher(self, schema: dict[str, Any]) -> LLMatcher:
+        """A fresh matcher for `schema`; Failure names what it cannot enforce, nothing is ignored."""
+        text = json.dumps(schema)
+        if len(text) > MAX_SCHEMA_BYTES:
+            raise Failure("schema_unsupported", f"the schema is larger than {MAX_SCHEMA_BYTES} bytes")
+        return self._compiled(text).deep_copy()
+
+    def _compile(self, schema: str) -> LLMatcher:
+        try:
+            matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(schema, overrides=LAYOUT))
+        except ValueError as error:
+            raise Failure("schema_unsupported", _reason(str(error))) from None
+        if matcher.is_error():
+            raise Failure("schema_unsupported", _reason(matcher.get_error()))
+        return matcher
+
+
+def _reason(error: str) -> str:
+    """llguidance's own sentence where it names keywords, else a fixed one: no library text passes unseen."""
+    if named := re.search(r"Unimplemented keys: \[([^\]]*)\]", error):
+        return f"the schema uses keywords that cannot be enforced: {named[1]}"
+    if "nsatisfiable" in error:
+        return "no JSON value satisfies the schema"
+    return "the schema cannot be enforced"
+
+
+class Masks:
+    """Applies matchers to logits rows; keeps one bitmask as workspace."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._bitmask = allocate_token_bitmask(1, vocabulary)
+
+    def apply(self, logits: torch.Tensor, matcher: LLMatcher) -> None:
+        """Set forbidden tokens of logits [vocabulary] to -inf, in place."""
+        fill_next_token_bitmask(matcher, self._bitmask, 0)
+        apply_token_bitmask_inplace(logits[None], self._bitmask.to(logits.device))

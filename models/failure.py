@@ -1,0 +1,15 @@
+"""A refusal or a fault as a value. Knows codes and counts; what each code means on the wire stands in serving/errors.py."""
+
+
+class Failure(Exception):
+    """Why a prompt, an import or a load did not succeed.
+
+    `code` is one of the codes of serving/errors.py, `message` a sentence that holds no text of the caller's document
+    and no path, `retry_after` the seconds after which the same request may succeed (None: the code's default).
+    """
+
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after

