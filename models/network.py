@@ -3,7 +3,7 @@
 Knows nothing of downloads, of the store's layout or of generation.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -86,6 +86,3 @@ def resident_bytes(network: nn.Module) -> int:
     storages = {weight.untyped_storage().data_ptr(): weight.untyped_storage() for weight in network.parameters()}
     return sum(storage.nbytes() for storage in storages.values())
 
-
-def bytes_of(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -13,7 +13,7 @@ from torch import nn
 
 from models.engine.attention import Rows, Span
 from models.engine.cache import Cache
-from models.engine.grammar import Masks
+from models.engine.grammar import mask
 from models.engine.sampler import choose
 from models.engine.scheduler import Scheduler
 from models.engine.sequence import Sequence
@@ -35,7 +35,6 @@ class Engine:
         self._network = network
         self._stops = stops
         self._max_waiting = max_waiting
-        self._masks = Masks(config.vocab_size)
         self.device = first.device
         self.vocabulary: int = config.vocab_size
         self.cache = Cache(
@@ -157,7 +156,7 @@ class Engine:
             if not torch.isfinite(logits).all():
                 raise Failure("model_error", "the model's output was not finite")
             if sequence.matcher is not None:
-                self._masks.apply(logits, sequence.matcher)
+                mask(logits, sequence.matcher)
             token = choose(logits, sequence.sampling, sequence.generator)
             self._accept(sequence, token)
         except Failure as failure:

@@ -5,10 +5,10 @@ import re
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
-from llguidance.torch import allocate_token_bitmask, apply_token_bitmask_inplace, fill_next_token_bitmask
 from transformers import PreTrainedTokenizerFast
 
 from models.failure import Failure
@@ -51,13 +51,11 @@ def _reason(error: str) -> str:
     return "the schema cannot be enforced"
 
 
-class Masks:
-    """Applies matchers to logits rows; keeps one bitmask as workspace."""
+def mask(logits: torch.Tensor, matcher: LLMatcher) -> None:
+    """Set the tokens that `matcher` forbids to -inf in logits [vocabulary], in place, on the CPU.
 
-    def __init__(self, vocabulary: int) -> None:
-        self._bitmask = allocate_token_bitmask(1, vocabulary)
-
-    def apply(self, logits: torch.Tensor, matcher: LLMatcher) -> None:
-        """Set forbidden tokens of logits [vocabulary] to -inf, in place."""
-        fill_next_token_bitmask(matcher, self._bitmask, 0)
-        apply_token_bitmask_inplace(logits[None], self._bitmask.to(logits.device))
+    Not llguidance.torch: its kernel is a torch.compile function, which wants a C++ compiler at run time.
+    """
+    packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+    allowed = np.unpackbits(packed, bitorder="little", count=logits.shape[0]).view(np.bool_)
+    logits[torch.from_numpy(~allowed)] = -torch.inf

@@ -1,0 +1,103 @@
+"""A stored model's description of itself, and the proof that its files are still what was imported. Knows no torch."""
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from models.catalog import Model
+from models.failure import Failure
+
+FORMAT = 1
+FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an item holds: every file with its digest, and the exact bytes its tensors take in memory."""
+
+    format: int
+    name: str
+    version: str
+    architecture: str
+    bits: int
+    dtype: str
+    source: dict[str, str]
+    quantised_on: str
+    libraries: dict[str, str]
+    nf4_bytes: int
+    other_bytes: int
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def tag(self) -> str:
+        return f"{self.name}:{self.version}"
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.nf4_bytes + self.other_bytes
+
+
+def item_version(revision: str) -> str:
+    """The Bento version of an item made from `revision` of a source."""
+    return f"{revision}-nf4-{FORMAT}"
+
+
+def locate(model: Model, store: Path) -> Path:
+    """The item to serve: the pinned revision, else the latest import from a folder. Failure tells how to import one."""
+    pinned = store / model.name / item_version(model.source.revision[:12])
+    if (pinned / FILE).is_file():
+        return pinned
+    latest = store / model.name / "latest"
+    if latest.is_file():
+        item = latest.parent / latest.read_text().strip()
+        if item.name.startswith("folder-") and (item / FILE).is_file():
+            return item
+    raise Failure("model_not_imported", f"{model.name} is not imported: run scripts/import_model {model.name}")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Digest and size of one file."""
+    with path.open("rb") as file:
+        return {"sha256": file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def write(manifest: Manifest, item: Path) -> None:
+    """Write it into the item, sealed with a digest of its own."""
+    body = asdict(manifest)
+    sealed = {"manifest": body, "sha256": sha256(_canonical(body)).hexdigest()}
+    (item / FILE).write_text(json.dumps(sealed, indent=1) + "\n")
+
+
+def read(item: Path) -> Manifest:
+    """The item's manifest; Failure where it is missing, damaged or of another format."""
+    try:
+        sealed = json.loads((item / FILE).read_text())
+        body = sealed["manifest"]
+        if sha256(_canonical(body)).hexdigest() != sealed["sha256"]:
+            raise ValueError("digest")
+        manifest = Manifest(**body)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(item.parent.name, item.name, "its manifest is missing or damaged") from error
+    if manifest.format != FORMAT:
+        raise _broken(manifest.name, manifest.version, f"it has format {manifest.format}, not {FORMAT}")
+    return manifest
+
+
+def verify(item: Path) -> Manifest:
+    """Compare every byte of the item with its manifest; Failure names the first file that differs."""
+    manifest = read(item)
+    for name, expected in manifest.files.items():
+        path = item / name
+        if not path.is_file() or describe(path) != expected:
+            raise _broken(manifest.name, manifest.version, f"{name} is not what was imported")
+    return manifest
+
+
+def _broken(name: str, version: str, why: str) -> Failure:
+    return Failure("model_broken", f"{name}:{version}: {why}; run scripts/import_model {name} to mend it")
+
+
+def _canonical(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,240 @@
+"""A document question: what the model is shown, what it may answer, and an answer that is whole or refused.
+
+Knows nothing of HTTP. `Prompts.ask` gives a Ticket at once; its answer comes when the engine is done.
+"""
+
+import asyncio
+import json
+import re
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import jsonschema_rs
+from transformers import PreTrainedTokenizerFast
+
+from models.catalog import Model
+from models.engine.engine import Engine
+from models.engine.grammar import Grammars
+from models.engine.sequence import Completion, FinishReason, Sampling, Sequence
+from models.failure import Failure
+
+TEMPLATE = "1"
+WARM_UP_SECONDS = 300.0
+SLOT = "\ue000"  # stands for the user's text while the chat template is rendered
+JOINER = "\u2060"
+Schema = dict[str, Any]
+
+
+class Question(Protocol):
+    """What `ask` reads; serving/protocol.py's Prompt is one."""
+
+    prompt: str
+    context: dict[str, Any]
+    json_schema: Schema | None
+    labels: list[str] | None
+    format: Literal["json", "text"]
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: `output` parses and fits the schema (or is text, where text was asked for)."""
+
+    output: str
+    model: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A question on its way. Cancelling it frees its row before the engine's next step."""
+
+    future: Future[Completion]
+    prompts: "Prompts"
+    schema: Schema | None
+
+    def cancel(self) -> None:
+        self.future.cancel()
+
+    async def answer(self) -> Answer:
+        """Wait for the completion and close it; raises Failure."""
+        return self.prompts.close(await asyncio.wrap_future(self.future), self.schema)
+
+
+class Prompts:
+    """Questions to one model."""
+
+    def __init__(self, model: Model, tokenizer: PreTrainedTokenizerFast, engine: Engine, stops: set[int]) -> None:
+        self._model = model
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._frame = Frame(tokenizer)
+        self._grammars = Grammars(tokenizer, engine.vocabulary, stops)
+
+    def ask(self, question: Question, deadline: float) -> Ticket:
+        """Check, render, tokenise and submit; `deadline` is on the monotonic clock. Raises Failure."""
+        schema = answer_schema(question)
+        matcher = None if schema is None else self._grammars.matcher(schema)
+        if schema is not None:
+            validator(schema)
+        text = guard(render(question, schema), self._model.markers)
+        ids = self._frame.encode(text)
+        sequence = Sequence(ids, self._sampling(question, len(ids)), matcher, deadline)
+        self._engine.submit(sequence)
+        return Ticket(sequence.future, self, schema)
+
+    def warm_up(self) -> None:
+        """One short answer through every part, before the first caller's."""
+        sequence = Sequence(self._frame.encode("Ready?"), Sampling(8), self._grammars.matcher({"type": "object"}))
+        self._engine.submit(sequence)
+        sequence.future.result(timeout=WARM_UP_SECONDS)
+
+    def _sampling(self, question: Question, prompt_tokens: int) -> Sampling:
+        room = self._model.context_length - prompt_tokens
+        wanted = question.max_new_tokens or min(self._model.max_new_tokens, max(room, 1))
+        if wanted > room:
+            raise Failure(
+                "context_length_exceeded",
+                f"the prompt has {prompt_tokens} tokens and the answer may take {wanted}; "
+                f"the model's context is {self._model.context_length}",
+            )
+        model = self._model
+        return Sampling(
+            max_new_tokens=wanted,
+            temperature=model.temperature if question.temperature is None else question.temperature,
+            top_p=model.top_p if question.top_p is None else question.top_p,
+            seed=question.seed,
+        )
+
+    def close(self, completion: Completion, schema: Schema | None) -> Answer:
+        """The answer, if the model ended it by itself and it is what was asked for; else Failure."""
+        made = len(completion.tokens)
+        if completion.finish_reason != "stop":
+            raise Failure(
+                "answer_truncated",
+                f"the answer was cut at {made} tokens (prompt: {completion.prompt_tokens}); "
+                "raise max_new_tokens or bound the schema",
+            )
+        output = unguard(self._tokenizer.decode(completion.tokens, skip_special_tokens=True), self._model.markers)
+        if schema is not None:
+            check(output, schema)
+        return Answer(
+            output=output,
+            model=self._model.name,
+            finish_reason=completion.finish_reason,
+            prompt_tokens=completion.prompt_tokens,
+            completion_tokens=made,
+            seconds=completion.waited + completion.generated,
+        )
+
+
+def answer_schema(question: Question) -> Schema | None:
+    """The schema the answer must fit; None for text."""
+    if question.format == "text":
+        return None
+    if question.labels is not None:
+        return {
+            "type": "object",
+            "properties": {"label": {"enum": question.labels}},
+            "required": ["label"],
+            "additionalProperties": False,
+        }
+    return question.json_schema or {"type": "object"}
+
+
+def validator(schema: Schema) -> jsonschema_rs.Validator:
+    """A validator that fetches nothing and whose patterns run in linear time; Failure for what is no schema."""
+    try:
+        return jsonschema_rs.validator_for(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions())
+    except ValueError:
+        raise Failure("schema_invalid", "the schema is not a valid JSON Schema") from None
+
+
+def check(output: str, schema: Schema) -> None:
+    """Raise Failure unless `output` parses and fits, whatever the grammar promised."""
+    try:
+        value = json.loads(output)
+    except ValueError:
+        raise Failure("answer_invalid", "the answer is not JSON") from None
+    if not validator(schema).is_valid(value):
+        raise Failure("answer_invalid", "the answer does not fit the schema")
+
+
+def render(question: Question, schema: Schema | None) -> str:
+    """The user's turn. What many prompts share comes first, reference data last."""
+    parts = []
+    if schema is not None:
+        parts += ["Answer with one JSON object that fits this JSON Schema:", _compact(schema)]
+    parts.append(question.prompt)
+    texts = {key: value if isinstance(value, str) else _compact(value) for key, value in question.context.items()}
+    fence = "```"
+    # Longer than any fence inside, so no document can close its own block.
+    while any(fence in text for text in texts.values()):
+        fence += "`"
+    for key, text in texts.items():
+        parts.append(f"{json.dumps(key, ensure_ascii=False)}:\n{fence}\n{text}\n{fence}")
+    return "\n\n".join(parts)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class Frame:
+    """The chat template around one user turn, as ids; the user's text is never read for control tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        turn = [{"role": "user", "content": SLOT}]
+        shown = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        before, found, after = shown.partition(SLOT)
+        if not found or SLOT in after:
+            raise ValueError("the chat template does not show the user's text exactly once")
+        special = "|".join(re.escape(token) for token in tokenizer.all_special_tokens)
+        cuts = [match.end() for match in re.finditer(special, before)]
+        cut = cuts[-1] if cuts else 0
+        closing = re.search(special, after)
+        end = closing.start() if closing else len(after)
+        # Between two control tokens all text is tokenised as one, as the tokenizer itself would do.
+        self._lead, self._tail = before[cut:], after[:end]
+        self._head_ids = self._ids(before[:cut])
+        self._tail_ids = self._ids(after[end:])
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the whole prompt around `text`."""
+        plain = self._tokenizer.encode(
+            self._lead + text + self._tail, add_special_tokens=False, split_special_tokens=True
+        )
+        return [*self._head_ids, *plain, *self._tail_ids]
+
+
+def guard(text: str, markers: tuple[str, ...]) -> str:
+    """Break every turn marker that is plain text to the tokenizer by a word joiner; `unguard` undoes it exactly."""
+    return _shift(text, markers, 1)
+
+
+def unguard(text: str, markers: tuple[str, ...]) -> str:
+    """Take away what `guard` put in."""
+    return _shift(text, markers, -1)
+
+
+def _shift(text: str, markers: tuple[str, ...], by: int) -> str:
+    for marker in markers:
+        pattern = f"{re.escape(marker[0])}({JOINER}*){re.escape(marker[1:])}"
+
+        def moved(match: re.Match[str], marker: str = marker) -> str:
+            return marker[0] + JOINER * max(len(match[1]) + by, 0) + marker[1:]
+
+        text = re.sub(pattern, moved, text)
+    return text
+

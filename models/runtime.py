@@ -1,0 +1,58 @@
+"""A catalogue row made ready to answer: found in the store, loaded, its engine running, warmed up by a first answer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import catalog, manifest, network, store
+from models.engine.engine import Engine
+from models.prompt import Prompts
+
+
+class Runtime:
+    """The one owner of the model in this process."""
+
+    def __init__(
+        self, model: catalog.Model, models: Path, *, kv_tokens: int, step_tokens: int, max_waiting: int
+    ) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = store.load(manifest.locate(model, models), device)
+        stops = stop_ids(loaded)
+        self.manifest = loaded.manifest
+        self._network = loaded.network
+        self.engine = Engine(
+            loaded.network, stops, kv_tokens=kv_tokens, step_tokens=step_tokens, max_waiting=max_waiting
+        )
+        self.engine.start()
+        self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops)
+        self.prompts.warm_up()
+
+    def detail(self) -> dict[str, Any]:
+        """Figures for /health: what is loaded, proven in bytes, and what the engine is doing."""
+        cache = self.engine.cache
+        return {
+            "model": self.manifest.tag,
+            "bits": self.manifest.bits,
+            "weights": {
+                "nf4_bytes": self.manifest.nf4_bytes,
+                "other_bytes": self.manifest.other_bytes,
+                "manifest_bytes": self.manifest.resident_bytes,
+                "resident_bytes": network.resident_bytes(self._network),
+            },
+            "device": str(self.engine.device),
+            "engine": {
+                "waiting": self.engine.waiting,
+                "running": self.engine.running,
+                "kv_tokens": cache.budget,
+                "kv_tokens_reserved": cache.reserved,
+                "kv_bytes_per_token": cache.bytes_per_token,
+            },
+        }
+
+
+def stop_ids(loaded: store.Loaded) -> set[int]:
+    """Tokens that end a turn: the config's and the tokenizer's."""
+    told = loaded.network.config.eos_token_id
+    ids = {told} if isinstance(told, int) else set(told or ())
+    return ids | {loaded.tokenizer.eos_token_id}

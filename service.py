@@ -1,0 +1,147 @@
+"""The BentoML service: one method a route, and the life of the process. The product on one screen.
+
+No torch is imported here: this module is also imported by the supervisor and by `bentoml build`.
+"""
+
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+import settings
+
+settings.harden_process()
+
+import bentoml  # noqa: E402: the environment comes first
+from _bentoml_impl.serde import ALL_SERDE  # noqa: E402
+from starlette.middleware.cors import CORSMiddleware  # noqa: E402
+
+from models import card, catalog, manifest  # noqa: E402
+from models.failure import Failure  # noqa: E402
+from serving.errors import failure  # noqa: E402
+from serving.gate import Gate, Keys  # noqa: E402
+from serving.protocol import Arrival, Prompt, Reply  # noqa: E402
+from serving.status import Status  # noqa: E402
+
+# Unpickling a body is running it. BentoML uses this one only between services, and there is one service.
+ALL_SERDE.pop("application/vnd.bentoml+pickle", None)
+
+try:
+    SETTINGS = settings.read()
+except settings.SettingError as error:
+    sys.exit(f"zopilot-gpu: {error}")
+
+STATUS = Status()
+log = logging.getLogger("zopilot.service")
+MAX_BATCH = 64
+
+
+@bentoml.service(
+    name="zopilot-gpu",
+    workers=1,
+    resources={"gpu": 1, "gpu_type": "nvidia-rtx-5090", "memory": "48Gi"},
+    # Both lie beyond our own deadline and queue bound, whose refusals say more.
+    traffic={"timeout": SETTINGS.deadline_ms / 1000 + 60, "max_concurrency": SETTINGS.max_waiting * 4},
+    logging={"access": {"enabled": False}},
+)
+class ZopilotGPU:
+    """Documents in, whole answers out."""
+
+    def __init__(self) -> None:
+        self.runtime: Any = None
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        """Once, in the supervisor, before the port is bound: what can be refused without loading is refused here."""
+        try:
+            manifest.locate(_model(), settings.store_path())
+        except Failure as refused:
+            sys.exit(f"zopilot-gpu: cannot serve: {refused.message}")
+
+    def _load(self) -> None:
+        """In the background, so that from its first second the service can say that it is loading."""
+        try:
+            from models.runtime import Runtime  # torch comes in here
+
+            runtime = Runtime(
+                _model(),
+                settings.store_path(),
+                kv_tokens=SETTINGS.kv_tokens,
+                step_tokens=SETTINGS.step_tokens,
+                max_waiting=SETTINGS.max_waiting,
+            )
+        except BaseException as error:
+            reason = error.message if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+            print(f"zopilot-gpu: cannot serve: {reason}", file=sys.stderr, flush=True)
+            STATUS.fail()
+            os._exit(1)
+        self.runtime = runtime
+        STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive)
+
+    @bentoml.on_shutdown
+    def stop(self) -> None:
+        if self.runtime is not None:
+            self.runtime.engine.stop()
+
+    def __is_ready__(self) -> bool:
+        return STATUS.ready
+
+    def __is_alive__(self) -> bool:
+        return STATUS.alive
+
+    @bentoml.api(
+        batchable=True,
+        max_batch_size=MAX_BATCH,
+        max_latency_ms=3_600_000,  # BentoML's shedding answers a bare 503; our deadline and queue bound say more
+        input_spec=Prompt,
+        output_spec=Reply,
+    )
+    def prompt(self, arrivals: list[Arrival]) -> list[Arrival]:
+        """Ask about a document. Admits what BentoML has gathered and gives each its ticket; nobody waits here."""
+        for arrival in arrivals:
+            self._admit(arrival)
+        return arrivals
+
+    def _admit(self, arrival: Arrival) -> None:
+        """A refusal is a value: it is this arrival's alone."""
+        if arrival.prompt is None:
+            return
+        allowed = min(arrival.prompt.deadline_ms or SETTINGS.deadline_ms, SETTINGS.deadline_ms)
+        try:
+            ticket = self.runtime.prompts.ask(arrival.prompt, arrival.caller.since + allowed / 1000)
+        except Failure as refused:
+            arrival.failure = refused
+        except Exception as error:
+            log.error("a prompt could not be admitted: %s", type(error).__name__)
+            arrival.failure = failure("internal_error")
+        else:
+            arrival.ticket = ticket
+            arrival.caller.hold(ticket)
+
+
+def _model() -> catalog.Model:
+    """The catalogue row that this machine is to serve; Failure where it cannot hold it."""
+    card_bytes = card.memory()
+    model = catalog.row(SETTINGS.model, card_bytes)
+    catalog.require_card(model, card_bytes)
+    return model
+
+
+if SETTINGS.allowed_origins:
+    ZopilotGPU.add_asgi_middleware(
+        CORSMiddleware,
+        allow_origins=list(SETTINGS.allowed_origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
+        expose_headers=["Retry-After", "X-Request-Id"],
+    )
+ZopilotGPU.add_asgi_middleware(
+    Gate,
+    status=STATUS,
+    keys=Keys(SETTINGS.api_keys),
+    health_public=SETTINGS.health_public,
+    max_body=SETTINGS.max_body,
+)

@@ -1,0 +1,184 @@
+"""The door: who may come in, by which route and method, with what body. Everything not listed here is refused.
+
+An ASGI middleware around BentoML's own application, so it also covers the routes that BentoML adds by itself.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import re
+import uuid
+from collections.abc import Callable, Iterable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from models.failure import Failure
+from serving.errors import KINDS, failure, respond
+from serving.protocol import Caller
+from serving.status import Status
+
+BODY_SECONDS = 30.0
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+# Path → method. What is not here does not exist, whatever BentoML mounts.
+ROUTES = {
+    "/prompt": "POST",
+    "/livez": "GET",
+    "/readyz": "GET",
+    "/health": "GET",
+    "/metrics": "GET",
+    "/schema.json": "GET",
+    "/docs.json": "GET",
+}
+PROBES = frozenset({"/livez", "/readyz"})
+
+
+class Keys:
+    """The keys that open the door, kept as digests; no keys: the door is open."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def admit(self, headers: Headers) -> bool:
+        """Whether the request shows a known key; every stored digest is compared, in constant time."""
+        if not self._digests:
+            return True
+        shown = headers.get("x-api-key", "")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if not shown and scheme.lower() == "bearer":
+            shown = token.strip()
+        digest = hashlib.sha256(shown.encode("latin-1")).digest()
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+class Gate:
+    """Checks a request in this order: route, method, key, readiness, media type, body."""
+
+    def __init__(
+        self, app: ASGIApp, status: Status, keys: Keys, health_public: bool, max_body: int
+    ) -> None:
+        self._app = app
+        self._status = status
+        self._keys = keys
+        self._open_paths = PROBES | ({"/health"} if health_public else set())
+        self._max_body = max_body
+        self._probes: dict[str, Callable[[str], ASGIApp]] = {
+            "/livez": status.livez,
+            "/readyz": status.readyz,
+            "/health": status.health,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1008})
+        headers = Headers(scope=scope)
+        shown = headers.get("x-request-id", "")
+        caller = Caller(shown if REQUEST_ID.fullmatch(shown) else uuid.uuid4().hex)
+        try:
+            self._check(scope, headers)
+            if probe := self._probes.get(scope["path"]):
+                return await probe(caller.request_id)(scope, receive, send)
+            body = await self._read(headers, receive) if scope["method"] == "POST" else b""
+        except Failure as refused:
+            return await respond(refused, caller.request_id)(scope, receive, send)
+        except ClientLeft:
+            return None
+        await self._pass({**scope, "caller": caller}, body, caller, receive, send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        path, method = scope["path"], scope["method"]
+        if path not in ROUTES:
+            raise failure("not_found")
+        if method != ROUTES[path]:
+            raise failure("method_not_allowed")
+        if path not in self._open_paths and not self._keys.admit(headers):
+            raise failure("unauthorized")
+        if method == "POST":
+            if not self._status.ready:
+                raise failure("model_loading")
+            media, _, parameters = headers.get("content-type", "").partition(";")
+            if media.strip().lower() != "application/json" or not _is_utf8(parameters):
+                raise failure("unsupported_media_type")
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body, or Failure if it is too large or too slow."""
+        told = headers.get("content-length", "0")
+        if not told.isdigit() or int(told) > self._max_body:
+            raise Failure("request_too_large", f"the body is larger than {self._max_body} bytes")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await self._collect(receive)
+        except TimeoutError:
+            raise failure("request_timeout") from None
+
+    async def _collect(self, receive: Receive) -> bytes:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            body += message.get("body", b"")
+            if len(body) > self._max_body:
+                raise Failure("request_too_large", f"the body is larger than {self._max_body} bytes")
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    async def _pass(self, scope: Scope, body: bytes, caller: Caller, receive: Receive, send: Send) -> None:
+        """Run the application while watching for the client to leave; leaving cancels its work."""
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        left = asyncio.Event()
+
+        async def replay() -> Message:
+            if pending:
+                return pending.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+            caller.leave()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            await self._app(scope, replay, Envelope(send, scope, caller.request_id))
+        finally:
+            watcher.cancel()
+
+
+class ClientLeft(Exception):
+    """The connection closed before the body was whole."""
+
+
+class Envelope:
+    """Passes a response on, but answers in our own envelope where BentoML made up an error body of its own."""
+
+    def __init__(self, send: Send, scope: Scope, request_id: str) -> None:
+        self._send = send
+        self._scope = scope
+        self._request_id = request_id
+        self._replaced = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            ours = any(name.lower() == b"x-request-id" for name, _ in message["headers"])
+            if message["status"] >= 400 and not ours:
+                self._replaced = True
+                code = next((c for c, kind in KINDS.items() if kind.status == message["status"]), "internal_error")
+                return await respond(failure(code), self._request_id)(self._scope, _nothing, self._send)
+            if not ours:
+                message["headers"] = [*message["headers"], (b"x-request-id", self._request_id.encode())]
+        if not self._replaced:
+            await self._send(message)
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def _is_utf8(parameters: str) -> bool:
+    return parameters.replace('"', "").strip().lower() in ("", "charset=utf-8", "charset=utf8")

@@ -1,0 +1,216 @@
+"""What crosses the wire on our own routes, and the two hooks that let BentoML's batcher gather single prompts.
+
+BentoML batches lists. `Prompt.from_http_request` makes a list of one out of a body that is one prompt, and
+`Reply.to_http_response` awaits the ticket of the one that came back. Tests pin both hooks to the pinned BentoML.
+"""
+
+import asyncio
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol
+
+import bentoml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from models.failure import Failure
+from serving.errors import failure, respond
+
+MAX_DEPTH = 64
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Answer(Protocol):
+    """What a ticket turns into (models/prompt.py)."""
+
+    output: str
+    model: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+class Ticket(Protocol):
+    """A prompt on its way through the engine (models/prompt.py)."""
+
+    def cancel(self) -> None: ...
+    async def answer(self) -> Answer: ...
+
+
+class Caller:
+    """Who waits for one answer. Leaving cancels the ticket, whether it is held already or not."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.since = time.monotonic()
+        self.gone = False
+        self._ticket: Ticket | None = None
+
+    def hold(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        if self.gone:
+            ticket.cancel()
+
+    def leave(self) -> None:
+        self.gone = True
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+
+@dataclass(eq=False)
+class Arrival:
+    """One row of BentoML's batch, on its way in (a prompt or why there is none) and out (a ticket or why there is none)."""
+
+    caller: Caller
+    prompt: "Prompt | None" = None
+    ticket: Ticket | None = None
+    failure: Failure | None = None
+
+
+class Prompt(bentoml.IODescriptor):
+    """The body of POST /prompt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    __root_input__ = True
+
+    prompt: str = Field(min_length=1, description="what to do; may hold the document itself")
+    context: dict[str, Any] = Field({}, description="reference data by name; strings are shown as they are")
+    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="JSON Schema of the answer")
+    labels: list[Label] | None = Field(
+        None, min_length=2, max_length=500, description='answer {"label": one of these}'
+    )
+    format: Literal["json", "text"] = "json"
+    max_new_tokens: int | None = Field(None, ge=1, le=32_768)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    deadline_ms: int | None = Field(None, ge=1, le=3_600_000)
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "Prompt":
+        if self.json_schema is not None and self.labels is not None:
+            raise ValueError("schema and labels exclude each other")
+        if self.format == "text" and (self.json_schema is not None or self.labels is not None):
+            raise ValueError("format text takes neither schema nor labels")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels must differ")
+        return self
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:  # type: ignore[override]
+        caller: Caller = request.scope["caller"]
+        try:
+            return [Arrival(caller, prompt=cls.parse(await request.body()))]
+        except Failure as refused:
+            return [Arrival(caller, failure=refused)]
+
+    @classmethod
+    def parse(cls, body: bytes) -> "Prompt":
+        """The prompt in `body`; raises Failure with what is wrong, naming fields but quoting no value."""
+        fields = read_json(body)
+        if not isinstance(fields, dict):
+            raise Failure("invalid_value", "the body must be a JSON object")
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+            where = ".".join(str(part)[:64] for part in first["loc"]) or "body"
+            if first["type"] == "extra_forbidden":
+                raise Failure("unknown_parameter", f"{where}: unknown field") from None
+            raise Failure("invalid_value", f"{where}: {first['msg']}") from None
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Metadata(BaseModel):
+    """`generation_time` in seconds, waiting included."""
+
+    model: str
+    generation_time: float
+    finish_reason: str
+    usage: Usage
+    request_id: str
+
+
+class Reply(bentoml.IODescriptor):
+    """The answer of POST /prompt. `output` holds JSON unless `format` was "text"."""
+
+    success: Literal[True]
+    output: str
+    metadata: Metadata
+
+    @classmethod
+    async def to_http_response(cls, obj: Any, serde: Any) -> Response:
+        (arrival,) = obj
+        caller: Caller = arrival.caller
+        try:
+            if arrival.ticket is None:
+                raise arrival.failure or failure("internal_error")
+            answer = await arrival.ticket.answer()
+        except Failure as refused:
+            return respond(refused, caller.request_id)
+        except asyncio.CancelledError:
+            if not caller.gone:
+                caller.leave()
+                raise
+            return respond(failure("client_closed_request"), caller.request_id)
+        metadata = Metadata(
+            model=answer.model,
+            generation_time=round(answer.seconds, 3),
+            finish_reason=answer.finish_reason,
+            usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
+            request_id=caller.request_id,
+        )
+        reply = cls(success=True, output=answer.output, metadata=metadata)
+        return JSONResponse(reply.model_dump(), headers={"X-Request-Id": caller.request_id})
+
+
+def read_json(body: bytes) -> Any:
+    """JSON as RFC 8259 has it: no duplicate keys, no NaN, no infinity, no NUL, no lone surrogates, bounded depth."""
+    try:
+        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise failure("invalid_json") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for node in level:
+            if isinstance(node, dict):
+                below += [*node.keys(), *node.values()]
+            elif isinstance(node, list):
+                below += node
+            elif isinstance(node, str):
+                _check_text(node)
+            elif isinstance(node, float) and not math.isfinite(node):
+                raise failure("invalid_json")
+        if not below:
+            return value
+        level = below
+    raise Failure("invalid_value", f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("duplicate key")
+    return found
+
+
+def _refuse(_: str) -> None:
+    raise ValueError("not a JSON number")
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise failure("invalid_text") from None
+    if "\0" in text:
+        raise failure("invalid_text")

@@ -1,0 +1,54 @@
+"""What the service says of itself: loading, ready, draining or failed, and the figures behind it. Knows no model."""
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from starlette.responses import JSONResponse
+
+from serving.errors import failure, respond
+
+State = Literal["loading", "ready", "failed"]
+
+
+class Status:
+    """Set by whoever loads the model, read by the gate; `detail` is asked for the figures of a ready service."""
+
+    def __init__(self) -> None:
+        self.state: State = "loading"
+        self._since = time.monotonic()
+        self._detail: Callable[[], dict[str, Any]] = dict
+        self._alive: Callable[[], bool] = lambda: True
+
+    def become_ready(self, detail: Callable[[], dict[str, Any]], alive: Callable[[], bool]) -> None:
+        self._detail, self._alive = detail, alive
+        self.state = "ready"
+
+    def fail(self) -> None:
+        self.state = "failed"
+
+    @property
+    def alive(self) -> bool:
+        return self.state != "failed" and self._alive()
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready" and self._alive()
+
+    def livez(self, request_id: str) -> JSONResponse:
+        """200 while the process can do its work or get there."""
+        return JSONResponse({"alive": self.alive}, 200 if self.alive else 503, {"X-Request-Id": request_id})
+
+    def readyz(self, request_id: str) -> JSONResponse:
+        """200 when a prompt would be answered now, else 503 with Retry-After."""
+        if self.ready:
+            return JSONResponse({"ready": True}, headers={"X-Request-Id": request_id})
+        return respond(failure("model_loading"), request_id)
+
+    def health(self, request_id: str) -> JSONResponse:
+        """The detail; same status as readyz."""
+        body = {"status": self.state, "uptime": round(time.monotonic() - self._since, 1), **self._detail()}
+        headers = {"X-Request-Id": request_id}
+        if not self.ready:
+            headers["Retry-After"] = "5"
+        return JSONResponse(body, 200 if self.ready else 503, headers)
