@@ -13,7 +13,7 @@ import settings
 
 settings.harden_process()
 
-import bentoml  # noqa: E402: the environment comes first
+import bentoml  # noqa: E402 - the environment comes first
 from _bentoml_impl.serde import ALL_SERDE  # noqa: E402
 from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
@@ -130,15 +130,16 @@ def _model() -> catalog.Model:
     return model
 
 
+add_middleware: Any = ZopilotGPU.add_asgi_middleware  # type: ignore[attr-defined]
 if SETTINGS.allowed_origins:
-    ZopilotGPU.add_asgi_middleware(
+    add_middleware(
         CORSMiddleware,
         allow_origins=list(SETTINGS.allowed_origins),
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
         expose_headers=["Retry-After", "X-Request-Id"],
     )
-ZopilotGPU.add_asgi_middleware(
+add_middleware(
     Gate,
     status=STATUS,
     keys=Keys(SETTINGS.api_keys),

@@ -45,36 +45,20 @@ def _variable(name: str, default: Any, parse: Callable[[str], Any], about: str) 
 class Settings:
     """What an operator may set; the field metadata is the README's table."""
 
-    model: str = _variable(
-        "ZOPILOT_MODEL", "", _text, "catalogue name; empty: Mixtral with a card, SmolLM2 without"
-    )
+    model: str = _variable("ZOPILOT_MODEL", "", _text, "catalogue name; empty: Mixtral with a card, SmolLM2 without")
     api_keys: tuple[str, ...] = _variable(
         "ZOPILOT_GPU_API_KEY", (), _list, "comma-separated keys; empty: no key is asked for"
     )
     allowed_origins: tuple[str, ...] = _variable(
         "ALLOWED_ORIGINS", (), _list, "origins that browsers may call from, or `*`"
     )
-    health_public: bool = _variable(
-        "HEALTH_CHECK_PUBLIC", True, _flag, "0: `/health` asks for a key as well"
-    )
-    hub_token: str = _variable(
-        "HUGGING_FACE_TOKEN", "", _text, "used by the import for gated repositories"
-    )
-    max_body: int = _variable(
-        "ZOPILOT_MAX_BODY", 8 << 20, _whole(1024, 1 << 30), "largest request body in bytes"
-    )
-    max_waiting: int = _variable(
-        "ZOPILOT_MAX_WAITING", 256, _whole(1, 100_000), "prompts that may wait; more get 429"
-    )
-    kv_tokens: int = _variable(
-        "ZOPILOT_KV_TOKENS", 32_768, _whole(256, 10_000_000), "tokens in flight in the KV cache"
-    )
-    step_tokens: int = _variable(
-        "ZOPILOT_STEP_TOKENS", 512, _whole(16, 65_536), "tokens in one step of the engine"
-    )
-    deadline_ms: int = _variable(
-        "ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take"
-    )
+    health_public: bool = _variable("HEALTH_CHECK_PUBLIC", True, _flag, "0: `/health` asks for a key as well")
+    hub_token: str = _variable("HUGGING_FACE_TOKEN", "", _text, "used by the import for gated repositories")
+    max_body: int = _variable("ZOPILOT_MAX_BODY", 8 << 20, _whole(1024, 1 << 30), "largest request body in bytes")
+    max_waiting: int = _variable("ZOPILOT_MAX_WAITING", 256, _whole(1, 100_000), "prompts that may wait; more get 429")
+    kv_tokens: int = _variable("ZOPILOT_KV_TOKENS", 32_768, _whole(256, 10_000_000), "tokens in flight in the KV cache")
+    step_tokens: int = _variable("ZOPILOT_STEP_TOKENS", 512, _whole(16, 65_536), "tokens in one step of the engine")
+    deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 
 
 def read(environ: Mapping[str, str] | None = None) -> Settings:

@@ -1,1 +1,1 @@
-"""Everything that knows about weights: the models we serve and the parts they share. Knows nothing of HTTP or RunPod."""
+"""Everything that knows about weights: the models we serve and the parts they share. Knows no HTTP and no RunPod."""

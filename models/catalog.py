@@ -1,4 +1,4 @@
-"""What we serve: one frozen row a model. Knows no torch; it can be read on a machine that could never hold the model."""
+"""What we serve: one frozen row a model. Knows no torch: any machine can read it."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ SMOLLM2 = Model(
     max_new_tokens=512,
     temperature=0.0,
     top_p=1.0,
-    card="SmolLM2 135M Instruct, Apache-2.0. For trying the service out: its answers have the right form, not the right facts.",
+    card="SmolLM2 135M Instruct, Apache-2.0. For trying the service: answers of the right form, not the right facts.",
     card_bytes=0,
 )
 

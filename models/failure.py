@@ -1,4 +1,4 @@
-"""A refusal or a fault as a value. Knows codes and counts; what each code means on the wire stands in serving/errors.py."""
+"""A refusal or a fault as a value. What each code means on the wire stands in serving/errors.py."""
 
 
 class Failure(Exception):

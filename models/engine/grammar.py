@@ -3,7 +3,7 @@
 import json
 import re
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,8 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from models.failure import Failure
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 # Compact JSON: with free white space a model may write blanks until its budget is gone.
-LAYOUT = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+LAYOUT: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 MAX_SCHEMA_BYTES = 65_536
 
 
@@ -30,6 +33,9 @@ class Grammars:
         text = json.dumps(schema)
         if len(text) > MAX_SCHEMA_BYTES:
             raise Failure("schema_unsupported", f"the schema is larger than {MAX_SCHEMA_BYTES} bytes")
+        if "x-guidance" in schema:
+            # llguidance would let the caller switch enforcement off with it.
+            raise Failure("schema_unsupported", "the schema uses keywords that cannot be enforced: x-guidance")
         return self._compiled(text).deep_copy()
 
     def _compile(self, schema: str) -> LLMatcher:

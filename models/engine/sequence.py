@@ -1,4 +1,4 @@
-"""One prompt on its way through the engine: ids in, ids out. Knows nothing of text, of other sequences or of the model."""
+"""One prompt on its way through the engine: ids in, ids out. Knows nothing of text or of the model."""
 
 import time
 from collections.abc import Callable
@@ -85,9 +85,7 @@ class Sequence:
     def finish(self, reason: FinishReason) -> None:
         now = time.monotonic()
         started = self.started or now
-        self._settle(
-            Completion(self.output, reason, len(self.prompt), started - self.submitted, now - started)
-        )
+        self._settle(Completion(self.output, reason, len(self.prompt), started - self.submitted, now - started))
 
     def fail(self, failure: Failure) -> None:
         self._settle(failure)

@@ -1,4 +1,4 @@
-"""A weight matrix in NF4 as four plain tensors, through bitsandbytes' functional API. Knows nothing of modules or files.
+"""A weight matrix in NF4 as four plain tensors, through bitsandbytes' functional API. Knows no modules and no files.
 
 packed   uint8 [N, K/2]      two 4-bit codes a byte, the even column in the high nibble
 absmax   uint8 [N*K/64]      scale of each block of 64 weights, itself quantised (row-major blocks)
@@ -36,9 +36,7 @@ def quantise(weight: torch.Tensor) -> Packed:
     rows, columns = weight.shape
     if columns % BLOCK:
         raise ValueError(f"{columns} columns are not a multiple of {BLOCK}")
-    packed, state = bnb.quantize_4bit(
-        weight.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
-    )
+    packed, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
     offset = torch.as_tensor(state.offset, dtype=torch.float32).reshape(())
     return Packed(packed.reshape(rows, columns // 2), state.absmax, state.state2.absmax, offset)
 
@@ -61,9 +59,7 @@ def state(weight: Packed, dtype: torch.dtype) -> bnb.QuantState:
         code=nf4,
         quant_type="nf4",
         offset=weight.offset,
-        state2=bnb.QuantState(
-            absmax=weight.absmax2, blocksize=BLOCK2, code=dynamic, dtype=torch.float32
-        ),
+        state2=bnb.QuantState(absmax=weight.absmax2, blocksize=BLOCK2, code=dynamic, dtype=torch.float32),
     )
 
 

@@ -1,7 +1,7 @@
 """A linear layer whose weight stays in NF4. Knows nothing of where the bytes come from."""
 
-import bitsandbytes
 import torch
+from bitsandbytes.autograd._functions import matmul_4bit
 from torch import nn
 
 from models.nf4 import layout
@@ -27,7 +27,5 @@ class NF4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight()
-        result: torch.Tensor = bitsandbytes.matmul_4bit(
-            x, weight.packed.reshape(-1, 1), layout.state(weight, x.dtype)
-        )
+        result: torch.Tensor = matmul_4bit(x, weight.packed.reshape(-1, 1), layout.state(weight, x.dtype))
         return result

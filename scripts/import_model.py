@@ -1,0 +1,64 @@
+"""Bring a model into the Bento model store, list what is there, or check it byte for byte."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import settings
+from models import card, catalog, manifest
+from models.failure import Failure
+
+
+def main() -> int:
+    """0: done; 1: it could not be done, and why is on standard error."""
+    parser = argparse.ArgumentParser(prog="scripts/import_model", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=list(catalog.ROWS), metavar="NAME", help=", ".join(catalog.ROWS))
+    parser.add_argument(
+        "--source", type=Path, metavar="DIR", help="take the files from a folder, not from the row's source"
+    )
+    parser.add_argument("--list", action="store_true", help="print what is in the store")
+    parser.add_argument("--verify", action="store_true", help="compare what is in the store with its manifests")
+    options = parser.parse_args()
+    if not (options.name or options.list or options.verify):
+        parser.error("a NAME, --list or --verify is needed")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("zopilot").setLevel(logging.INFO)
+    try:
+        if options.list or options.verify:
+            return show(settings.store_path(), options.verify)
+        return bring(options.name, options.source)
+    except (Failure, settings.SettingError) as failure:
+        print(f"scripts/import_model: {getattr(failure, 'message', failure)}", file=sys.stderr)
+        return 1
+
+
+def show(store: Path, verify: bool) -> int:
+    """Print every item of the catalogue's models; 1 if one of them is not whole."""
+    broken = 0
+    for name in catalog.ROWS:
+        for item in sorted((store / name).glob("*/")):
+            try:
+                found = manifest.verify(item) if verify else manifest.read(item)
+            except Failure as failure:
+                print(f"{name}:{item.name}  BROKEN  {failure.message}")
+                broken = 1
+            else:
+                state = "whole" if verify else f"{found.bits} bits"
+                print(f"{found.tag}  {state}  {found.resident_bytes:,} bytes")
+    return broken
+
+
+def bring(name: str, folder: Path | None) -> int:
+    """Import one row, or make sure that it is there and whole."""
+    model = catalog.ROWS[name]
+    catalog.require_card(model, card.memory())
+    from models import store  # torch comes in here
+
+    tag = store.import_model(model, settings.store_path(), folder, settings.read().hub_token)
+    print(tag)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
