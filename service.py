@@ -41,8 +41,8 @@ MAX_BATCH = 64
     name="zopilot-gpu",
     workers=1,
     resources={"gpu": 1, "gpu_type": "nvidia-rtx-5090", "memory": "48Gi"},
-    # Both lie beyond our own deadline and queue bound, whose refusals say more.
-    traffic={"timeout": SETTINGS.deadline_ms / 1000 + 60, "max_concurrency": SETTINGS.max_waiting * 4},
+    # Beyond our own deadline, whose refusal says more. No max_concurrency: its 429 has no Retry-After; the gate has one.
+    traffic={"timeout": SETTINGS.deadline_ms / 1000 + 60},
     logging={"access": {"enabled": False}},
 )
 class ZopilotGPU:
@@ -145,4 +145,5 @@ add_middleware(
     keys=Keys(SETTINGS.api_keys),
     health_public=SETTINGS.health_public,
     max_body=SETTINGS.max_body,
+    max_open=2 * SETTINGS.max_waiting,
 )

@@ -1,8 +1,11 @@
 """A stored model's description of itself, and the proof that its files are still what was imported. Knows no torch."""
 
 import json
+import platform
 from dataclasses import asdict, dataclass
 from hashlib import file_digest, sha256
+from importlib.metadata import version as library_version
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +88,44 @@ def read(item: Path) -> Manifest:
     return manifest
 
 
+def bento_yaml(name: str, version: str, about: dict[str, Any]) -> str:
+    """model.yaml, the file that makes a folder a Bento model, in BentoML's own words."""
+    from bentoml import Tag
+    from bentoml._internal.models.model import ModelContext, ModelInfo
+
+    context = ModelContext(
+        framework_name="torch",
+        framework_versions={"torch": library_version("torch")},
+        python_version=platform.python_version(),
+    )
+    text = StringIO()
+    ModelInfo(
+        tag=Tag(name, version),
+        module="",
+        labels={},
+        options={},
+        metadata=about,
+        context=context,
+        signatures={},
+        api_version="v1",
+    ).dump(text)
+    return text.getvalue()
+
+
 def verify(item: Path) -> Manifest:
     """Compare every byte of the item with its manifest; Failure names the first file that differs."""
     manifest = read(item)
     for name, expected in manifest.files.items():
-        path = item / name
-        if not path.is_file() or describe(path) != expected:
+        if _describe_or_nothing(item / name) != expected:
             raise _broken(manifest.name, manifest.version, f"{name} is not what was imported")
     return manifest
+
+
+def _describe_or_nothing(path: Path) -> dict[str, Any] | None:
+    try:
+        return describe(path)
+    except OSError:  # missing, or a sector that cannot be read
+        return None
 
 
 def _broken(name: str, version: str, why: str) -> Failure:

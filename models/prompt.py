@@ -5,6 +5,7 @@ Knows nothing of HTTP. `Prompts.ask` gives a Ticket at once; its answer comes wh
 
 import asyncio
 import json
+import math
 import re
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from models.catalog import Model
 from models.engine.engine import Engine
 from models.engine.grammar import Grammars
+from models.engine.schema import Schema
 from models.engine.sequence import Completion, FinishReason, Sampling, Sequence
 from models.failure import Failure
 
@@ -23,7 +25,6 @@ TEMPLATE = "1"
 WARM_UP_SECONDS = 300.0
 SLOT = "\ue000"  # stands for the user's text while the chat template is rendered
 JOINER = "\u2060"
-Schema = dict[str, Any]
 
 
 class Question(Protocol):
@@ -160,11 +161,19 @@ def validator(schema: Schema) -> jsonschema_rs.Validator:
 def check(output: str, schema: Schema) -> None:
     """Raise Failure unless `output` parses and fits, whatever the grammar promised."""
     try:
-        value = json.loads(output)
-    except ValueError:
+        value = json.loads(output, parse_float=_finite, parse_constant=_finite)
+        _compact(value).encode()  # no half of a surrogate pair
+        fits = validator(schema).is_valid(value)
+    except (ValueError, RecursionError):
         raise Failure("answer_invalid", "the answer is not JSON") from None
-    if not validator(schema).is_valid(value):
+    if not fits:
         raise Failure("answer_invalid", "the answer does not fit the schema")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def render(question: Question, schema: Schema | None) -> str:
@@ -174,10 +183,9 @@ def render(question: Question, schema: Schema | None) -> str:
         parts += ["Answer with one JSON object that fits this JSON Schema:", _compact(schema)]
     parts.append(question.prompt)
     texts = {key: value if isinstance(value, str) else _compact(value) for key, value in question.context.items()}
-    fence = "```"
-    # Longer than any fence inside, so no document can close its own block.
-    while any(fence in text for text in texts.values()):
-        fence += "`"
+    # Longer than any run of backticks inside, so no document can close its own block.
+    longest = max((len(run[0]) for text in texts.values() for run in re.finditer("`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
     for key, text in texts.items():
         parts.append(f"{json.dumps(key, ensure_ascii=False)}:\n{fence}\n{text}\n{fence}")
     return "\n\n".join(parts)

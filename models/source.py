@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,23 +67,25 @@ def revision(model: Model, folder: Path | None) -> str:
     if not (folder / "config.json").is_file():
         raise Failure("source_invalid", "the folder has no config.json")
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
         digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}\n".encode())
     return f"folder-{digest.hexdigest()[:12]}"
 
 
 def fetch_hub(hub: Hub, token: str) -> Path:
     """Download the pinned snapshot into the hub's own cache; interrupted files are taken up again."""
+    from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     for attempt in range(HUB_TRIES):
         try:
             return Path(
                 snapshot_download(hub.repository, revision=hub.revision, token=token or None, allow_patterns=HUB_FILES)
             )
-        except (HfHubHTTPError, OSError) as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
+        except (HTTPError, OSError) as error:
+            # A refusal may come wrapped in "not found in the cache".
+            answers = [getattr(found, "response", None) for found in (error, error.__cause__)]
+            status = next((answer.status_code for answer in answers if answer is not None), None)
             if status in (401, 403, 404) or attempt == HUB_TRIES - 1:
                 hint = " Set HUGGING_FACE_TOKEN if it is gated." if status in (401, 403) else ""
                 raise Failure(
@@ -120,6 +122,8 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
         described = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise Failure("source_invalid", "config.json is missing or is not JSON") from error
+    if not isinstance(described, dict):
+        raise Failure("source_invalid", "config.json is not a JSON object")
     check_config(described, architecture)
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -162,18 +166,21 @@ def check_config(described: dict[str, Any], architecture: str) -> None:
     """Raise Failure unless this config names just our architecture and nothing that chooses code to run."""
     if described.get("architectures") != [architecture]:
         raise Failure("source_invalid", f"config.json does not describe a {architecture}")
-    for key, value in _walk(described):
-        if key in ("auto_map", "trust_remote_code", "quantization_config") or key.startswith("_attn_impl"):
+    for key, value in _walk("", described):
+        # transformers takes `attn_implementation` with and without underscores; "owner/name" is fetched and run.
+        chooses_code = key.lstrip("_").startswith(("attn_impl", "experts_impl"))
+        if chooses_code or key in ("auto_map", "trust_remote_code", "quantization_config"):
             raise Failure("source_invalid", f"config.json holds {key}, which is refused")
         if isinstance(value, float) and value != value:
             raise Failure("source_invalid", f"config.json holds NaN under {key}")
 
 
-def _walk(node: Any) -> Any:
+def _walk(key: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """Every value at any depth, with the key that it stands under."""
+    yield key, node
     if isinstance(node, dict):
-        for key, value in node.items():
-            yield str(key), value
-            yield from _walk(value)
+        for name, value in node.items():
+            yield from _walk(str(name), value)
     elif isinstance(node, list):
         for value in node:
-            yield from _walk(value)
+            yield from _walk(key, value)

@@ -6,19 +6,18 @@ staging folder beside the store, then renamed. Knows nothing of serving.
 
 import logging
 import os
-import platform
 import shutil
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version as library_version
-from io import StringIO
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -62,24 +61,35 @@ def import_model(model: Model, store: Path, folder: Path | None = None, token: s
     """Import `model` unless a whole item is there already; returns its tag. Safe to interrupt and to run twice."""
     version = manifest.item_version(source.revision(model, folder))
     item = store / model.name / version
-    if not _is_whole(item):
-        store.mkdir(parents=True, exist_ok=True)
+    with _errors_told():
         staging = _staging(store)
         sweep(staging)
-        work = staging / f"{model.name}.{version}.{socket.gethostname()}.{os.getpid()}"
-        try:
-            for part in ("item", "source"):
-                (work / part).mkdir(parents=True)
-            checkpoint = source.open_source(model, folder, work / "source", token)
-            _write(checkpoint, model, version, work / "item")
-            publish(work / "item", item, work / "replaced")
-        except OSError as error:
-            # No file name: the message may travel further than this terminal.
-            raise Failure("import_failed", f"the import stopped: {os.strerror(error.errno or 0)}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    _point_latest(item)
+        if not _is_whole(item):
+            work = staging / f"{model.name}.{version}.{socket.gethostname()}.{os.getpid()}"
+            try:
+                for part in ("item", "source"):
+                    (work / part).mkdir(parents=True)
+                checkpoint = source.open_source(model, folder, work / "source", token)
+                _write(checkpoint, model, version, work / "item")
+                publish(work / "item", item, work / "replaced")
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        _point_latest(item)
     return f"{model.name}:{version}"
+
+
+@contextmanager
+def _errors_told() -> Iterator[None]:
+    """Give a Failure for what the disk refuses."""
+    try:
+        yield
+    except Exception as error:
+        # On a full disk safetensors and tokenizers raise errors of their own, the latter a bare Exception.
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+            raise
+        # No file name: the message may travel further than this terminal.
+        why = os.strerror(error.errno or 0) if isinstance(error, OSError) else error
+        raise Failure("import_failed", f"the import stopped: {why}") from error
 
 
 def _is_whole(item: Path) -> bool:
@@ -95,6 +105,7 @@ def _is_whole(item: Path) -> bool:
 
 def _staging(store: Path) -> Path:
     """Beside the store, on its file system, since BentoML reads every folder inside it as a model."""
+    store.mkdir(parents=True, exist_ok=True)
     staging = store.resolve().parent / "models.staging"
     staging.mkdir(exist_ok=True)
     if staging.stat().st_dev != store.resolve().stat().st_dev:
@@ -109,13 +120,20 @@ def _staging(store: Path) -> Path:
 def sweep(staging: Path) -> None:
     """Remove what importers that no longer run have left behind."""
     for work in staging.iterdir():
-        owner, _, pid = work.name.rpartition(".")
-        if owner.endswith(f".{socket.gethostname()}") and pid.isdigit():
-            dead = int(pid) != os.getpid() and not Path(f"/proc/{pid}").exists()
-        else:
-            dead = time.time() - work.stat().st_mtime > ABANDONED_AFTER
-        if dead:
+        if _abandoned(work):
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _abandoned(work: Path) -> bool:
+    """Whether its importer no longer runs. Our own number is one's before us: a restarted container counts anew."""
+    owner, _, pid = work.name.rpartition(".")
+    if not owner.endswith(f".{socket.gethostname()}"):
+        return time.time() - work.stat().st_mtime > ABANDONED_AFTER
+    try:
+        os.kill(int(pid), 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return int(pid) == os.getpid()
 
 
 def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path) -> None:
@@ -125,7 +143,7 @@ def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path
     checkpoint.config.to_json_file(item / "config.json")
     checkpoint.tokenizer.save_pretrained(item)
     about = {"source": checkpoint.origin, "bits": model.bits, "architecture": model.architecture}
-    (item / "model.yaml").write_text(_bento_yaml(model.name, version, about))
+    (item / "model.yaml").write_text(manifest.bento_yaml(model.name, version, about))
     described = Manifest(
         format=manifest.FORMAT,
         name=model.name,
@@ -145,7 +163,11 @@ def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path
 
 def _write_shards(checkpoint: source.Checkpoint, dtype: torch.dtype, on: torch.device, item: Path) -> tuple[int, int]:
     """Bytes in NF4 and bytes left in `dtype`. At no time more than one shard and one float tensor are held."""
-    quantised = {f"{path}.weight" for path in network.linear_paths(network.outline(checkpoint.config, dtype))}
+    outline = network.outline(checkpoint.config, dtype)
+    expected = {name: tuple(weight.shape) for name, weight in outline.named_parameters()}
+    if odd := expected.items() ^ checkpoint.shapes.items():
+        raise Failure("source_invalid", f"the source does not hold what its config says: {min(odd)[0]}")
+    quantised = {f"{path}.weight" for path in network.linear_paths(outline)}
     nf4_bytes = other_bytes = 0
     total = sum(prod(shape) for shape in checkpoint.shapes.values())
     with tqdm(total=total, unit="weights", unit_scale=True, desc="quantising", smoothing=0) as bar:
@@ -176,30 +198,6 @@ def shards(names: Iterable[str]) -> list[tuple[str, list[str]]]:
     return sorted(found.items())
 
 
-def _bento_yaml(name: str, version: str, about: dict[str, Any]) -> str:
-    """model.yaml, the file that makes a folder a Bento model, in BentoML's own words."""
-    from bentoml import Tag
-    from bentoml._internal.models.model import ModelContext, ModelInfo
-
-    context = ModelContext(
-        framework_name="torch",
-        framework_versions={"torch": library_version("torch")},
-        python_version=platform.python_version(),
-    )
-    text = StringIO()
-    ModelInfo(
-        tag=Tag(name, version),
-        module="",
-        labels={},
-        options={},
-        metadata=about,
-        context=context,
-        signatures={},
-        api_version="v1",
-    ).dump(text)
-    return text.getvalue()
-
-
 def publish(staged: Path, item: Path, replaced: Path) -> None:
     """Make the staged folder visible as `item` in one rename; a broken item in its place goes to `replaced`."""
     for path in staged.iterdir():
@@ -209,7 +207,8 @@ def publish(staged: Path, item: Path, replaced: Path) -> None:
     _sync(staged)
     item.parent.mkdir(parents=True, exist_ok=True)
     if item.exists() and not _is_whole(item):
-        item.rename(replaced)
+        with suppress(FileNotFoundError):  # another importer has just taken it away
+            item.rename(replaced)
     try:
         staged.rename(item)
     except OSError:
@@ -222,6 +221,9 @@ def _point_latest(item: Path) -> None:
     latest = item.parent / "latest"
     if latest.is_file() and latest.read_text().strip() == item.name:
         return
+    for left in item.parent.glob("latest.*"):
+        if _abandoned(left):
+            left.unlink(missing_ok=True)
     fresh = item.parent / f"latest.{socket.gethostname()}.{os.getpid()}"
     fresh.write_text(item.name)
     _sync(fresh)

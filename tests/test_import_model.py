@@ -1,0 +1,134 @@
+"""scripts/import_model.py as an operator runs it: what it prints and how it exits."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from models import card, catalog, manifest
+from scripts import import_model
+from tests.conftest import ROOT
+
+
+def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.import_model", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "BENTOML_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copy(tiny_home: Path, tmp_path: Path) -> Path:
+    """A BENTOML_HOME that may be damaged."""
+    return Path(shutil.copytree(tiny_home, tmp_path / "home"))
+
+
+def located(home: Path) -> Path:
+    return manifest.locate(catalog.SMOLLM2, home / "models")
+
+
+def test_list_shows_the_tag_and_the_bytes(tiny_home: Path) -> None:
+    result = run(tiny_home, "--list")
+    described = manifest.read(located(tiny_home))
+    assert result.stdout == f"{described.tag}  4 bits  {described.resident_bytes:,} bytes\n"
+    assert result.returncode == 0
+
+
+def test_list_of_an_empty_store_is_empty(tmp_path: Path) -> None:
+    result = run(tmp_path, "--list")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_list_shows_every_item(copy: Path) -> None:
+    item = located(copy)
+    shutil.copytree(item, item.parent / "folder-zzzzzzzzzzzz-nf4-1")
+    (item.parent / "folder-zzzzzzzzzzzz-nf4-1" / "manifest.json").write_text("{")
+    result = run(copy, "--list")
+    assert result.returncode == 1
+    whole, broken = result.stdout.splitlines()
+    assert "4 bits" in whole
+    assert broken.startswith("smollm2-135m-instruct:folder-zzzzzzzzzzzz-nf4-1  BROKEN  ")
+
+
+def test_verify_of_a_whole_store_is_0(tiny_home: Path) -> None:
+    result = run(tiny_home, "--verify")
+    described = manifest.read(located(tiny_home))
+    assert result.stdout == f"{described.tag}  whole  {described.resident_bytes:,} bytes\n"
+    assert result.returncode == 0
+
+
+def test_verify_of_a_broken_store_is_1_and_names_the_file(copy: Path) -> None:
+    file = located(copy) / "layer-001.safetensors"
+    damaged = bytearray(file.read_bytes())
+    damaged[-1] ^= 1
+    file.write_bytes(damaged)
+    result = run(copy, "--verify")
+    assert result.returncode == 1
+    assert "BROKEN" in result.stdout
+    assert "layer-001.safetensors is not what was imported" in result.stdout
+    assert run(copy, "--list").returncode == 0  # which reads no weights
+
+
+def test_a_folder_is_imported_and_its_tag_printed(tmp_path: Path, tiny_folder: Path) -> None:
+    result = run(tmp_path, "smollm2-135m-instruct", "--source", str(tiny_folder))
+    assert result.returncode == 0, result.stderr
+    described = manifest.verify(located(tmp_path))
+    assert result.stdout == f"{described.tag}\n"
+
+
+def test_a_folder_that_is_no_model_is_1_without_a_traceback(tmp_path: Path) -> None:
+    result = run(tmp_path / "home", "smollm2-135m-instruct", "--source", str(tmp_path / "absent"))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == "scripts/import_model: the folder has no config.json\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "a NAME, --list or --verify is needed"),
+        (("gpt-2",), "invalid choice: 'gpt-2'"),
+        (("--source", "x"), "a NAME, --list or --verify is needed"),
+        (("--wipe",), "unrecognized arguments: --wipe"),
+    ],
+)
+def test_a_wrong_command_line_is_2(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    result = run(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: scripts/import_model ")
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(card.memory() > 0, reason="there is a GPU here")
+def test_mixtral_is_refused_without_a_gpu(tmp_path: Path) -> None:
+    result = run(tmp_path, "mixtral-8x7b-instruct")
+    assert result.returncode == 1
+    assert result.stderr.startswith("scripts/import_model: mixtral-8x7b-instruct needs 25.8 GiB of GPU memory")
+    assert result.stderr.endswith("there is no GPU here\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mixtral_is_refused_on_a_small_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
+    monkeypatch.setattr(card, "memory", lambda: 24 << 30)
+    monkeypatch.setattr(sys, "argv", ["scripts/import_model", "mixtral-8x7b-instruct"])
+    assert import_model.main() == 1
+    assert capsys.readouterr().err.endswith("; the card has 24.0 GiB\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_setting_is_1_and_named(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOPILOT_MAX_BODY", "lots")
+    result = run(tmp_path, "smollm2-135m-instruct", "--source", str(tiny_folder))
+    assert result.returncode == 1
+    assert result.stderr.startswith("scripts/import_model: ZOPILOT_MAX_BODY is 'lots'")

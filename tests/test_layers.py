@@ -1,0 +1,107 @@
+"""The house: imports run downward, torch and the environment stay in their rooms, every file says what it is."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# A room may import rooms of a lower floor, and its own.
+FLOORS = {
+    "settings": 0,
+    "models.failure": 0,
+    "models.catalog": 1,
+    "models.card": 1,
+    "models.gguf": 1,
+    "models.nf4": 2,
+    "models.manifest": 2,
+    "models.network": 3,
+    "models.source": 3,
+    "models.store": 4,
+    "models.engine": 5,
+    "models.prompt": 6,
+    "models.runtime": 7,
+    "serving": 6,
+    "service": 8,
+    "scripts": 8,
+}
+TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.catalog", "models.card"]
+TORCH_FREE += ["models.manifest", "serving.protocol", "serving.errors", "scripts.serve", "scripts.import_model"]
+FILES = [
+    path
+    for part in ("service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py")
+    for path in ROOT.glob(part)
+]
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(name: str) -> str | None:
+    """The longest known prefix of a module's name."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in FLOORS), None)
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_run_downward(path: Path) -> None:
+    here = room(module(path))
+    if here is None:
+        assert module(path) == "models"  # the map alone; it imports nothing
+        assert not imports(path)
+        return
+    for name in imports(path):
+        there = room(name)
+        if there is not None and there != here:
+            assert FLOORS[there] < FLOORS[here], f"{here} imports {there}"
+    if here == "serving":
+        assert {room(name) for name in imports(path)} <= {None, "serving", "models.failure"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_only_settings_reads_the_environment(path: Path) -> None:
+    reads = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+    ]
+    # scripts/serve.py hands its own environment to its children.
+    assert not reads or module(path) in ("settings", "scripts.serve")
+
+
+def test_heavy_libraries_stay_out_of_the_supervisor() -> None:
+    code = f"import sys, {', '.join(TORCH_FREE)}; print(*{{'torch', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_a_file_says_what_it_is_and_stays_small(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert len(path.read_text().splitlines()) <= 250
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+def test_tests_are_no_smaller_than_what_they_test() -> None:
+    def lines(paths: list[Path]) -> int:
+        return sum(len(path.read_text().splitlines()) for path in paths)
+
+    assert lines(list((ROOT / "tests").glob("*.py"))) >= lines(FILES)

@@ -1,0 +1,122 @@
+"""models/engine/sampler.py: the draws follow the distribution, and nothing outside its support is ever drawn."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.engine.sampler import choose
+from models.engine.sequence import Sampling
+
+DRAWS = 4000
+
+
+def draw(probabilities: list[float], sampling: Sampling, draws: int = DRAWS) -> Counter[int]:
+    """How often each id is chosen, from logits whose softmax is `probabilities`."""
+    logits = torch.tensor(probabilities).log()
+    generator = torch.Generator().manual_seed(1)
+    return Counter(choose(logits, sampling, generator) for _ in range(draws))
+
+
+def chi_square(counts: Counter[int], expected: list[float]) -> float:
+    draws = sum(counts.values())
+    return sum((counts[i] - draws * p) ** 2 / (draws * p) for i, p in enumerate(expected) if p)
+
+
+def test_greedy_takes_the_best() -> None:
+    assert choose(torch.tensor([0.1, 3.0, -torch.inf, 2.9]), Sampling(1), None) == 1
+
+
+def test_greedy_passes_over_forbidden_tokens() -> None:
+    assert choose(torch.tensor([-torch.inf, -50.0, -torch.inf]), Sampling(1), None) == 1
+
+
+def test_draws_follow_the_softmax() -> None:
+    expected = [0.5, 0.3, 0.15, 0.05]
+    counts = draw(expected, Sampling(1, temperature=1.0))
+    assert chi_square(counts, expected) < 16.3  # 3 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_temperature_sharpens_and_flattens(temperature: float) -> None:
+    given_ = [0.5, 0.3, 0.15, 0.05]
+    powers = [p ** (1 / temperature) for p in given_]
+    expected = [power / sum(powers) for power in powers]
+    counts = draw(given_, Sampling(1, temperature=temperature))
+    assert chi_square(counts, expected) < 16.3
+    assert chi_square(counts, given_) > 100
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [
+        (0.05, {2}),
+        (0.5, {2}),
+        (0.51, {2, 0}),
+        (0.79, {2, 0}),
+        (0.81, {2, 0, 3}),
+        (0.96, {2, 0, 3, 1}),
+        (1.0, {0, 1, 2, 3}),
+    ],
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[int]) -> None:
+    given_ = [0.3, 0.05, 0.5, 0.15]
+    counts = draw(given_, Sampling(1, temperature=1.0, top_p=top_p))
+    assert set(counts) == kept
+    mass = sum(given_[i] for i in kept)
+    expected = [p / mass if i in kept else 0.0 for i, p in enumerate(given_)]
+    assert chi_square(counts, expected) < 16.3
+
+
+def test_temperature_comes_before_top_p() -> None:
+    counts = draw([0.5, 0.3, 0.2], Sampling(1, temperature=0.2, top_p=0.9), 500)
+    assert set(counts) == {0}
+
+
+def test_equal_seeds_draw_equally() -> None:
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+
+    def run(seed: int, top_p: float) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        return [choose(logits, Sampling(1, temperature=1.0, top_p=top_p), generator) for _ in range(20)]
+
+    for top_p in (1.0, 0.9):
+        assert run(7, top_p) == run(7, top_p)
+        assert run(7, top_p) != run(8, top_p)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.999, 1.0])
+def test_forbidden_tokens_are_never_drawn(top_p: float) -> None:
+    logits = torch.zeros(500)
+    logits[torch.arange(500) % 5 != 0] = -torch.inf
+    generator = torch.Generator().manual_seed(0)
+    sampling = Sampling(1, temperature=2.0, top_p=top_p)
+    assert {choose(logits, sampling, generator) % 5 for _ in range(1000)} == {0}
+
+
+@settings(deadline=None)
+@given(
+    logits=st.lists(st.floats(-60, 60, width=32), min_size=1, max_size=30),
+    temperature=st.one_of(st.floats(0, 2, exclude_min=True), st.just(math.ulp(0.0)), st.just(1e-40)),
+    top_p=st.one_of(st.floats(0, 1, exclude_min=True), st.just(math.ulp(0.0)), st.just(math.nextafter(1, 0))),
+    forbidden=st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_any_allowed_sampling_draws_an_allowed_token(
+    logits: list[float], temperature: float, top_p: float, forbidden: list[bool]
+) -> None:
+    """Every temperature and top_p that may come over the wire, the smallest positive numbers included."""
+    masked = [-math.inf if out else logit for logit, out in zip(logits, forbidden, strict=False)]
+    if all(math.isinf(logit) for logit in masked):
+        masked[0] = 0.0
+    chosen = choose(torch.tensor(masked), Sampling(1, temperature, top_p), torch.Generator().manual_seed(0))
+    assert math.isfinite(masked[chosen])
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6])
+def test_almost_no_temperature_is_greedy(temperature: float) -> None:
+    logits = torch.tensor([30.0, 31.0, -torch.inf, 29.0])
+    generator = torch.Generator().manual_seed(0)
+    assert {choose(logits, Sampling(1, temperature), generator) for _ in range(50)} == {1}

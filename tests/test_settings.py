@@ -1,0 +1,47 @@
+"""settings.py: what an operator may set, and what is refused at the start."""
+
+import pytest
+
+import settings
+
+
+def test_nothing_set_gives_the_defaults() -> None:
+    assert settings.read({}) == settings.Settings()
+
+
+def test_empty_means_unset() -> None:
+    assert settings.read({"ZOPILOT_KV_TOKENS": "  ", "ZOPILOT_GPU_API_KEY": ""}) == settings.Settings()
+
+
+def test_values_are_parsed() -> None:
+    found = settings.read(
+        {
+            "ZOPILOT_GPU_API_KEY": "one, two,,",
+            "ALLOWED_ORIGINS": "https://a.example,https://b.example",
+            "HEALTH_CHECK_PUBLIC": "0",
+            "ZOPILOT_KV_TOKENS": "1024",
+        }
+    )
+    assert found.api_keys == ("one", "two")
+    assert found.allowed_origins == ("https://a.example", "https://b.example")
+    assert found.health_public is False
+    assert found.kv_tokens == 1024
+
+
+@pytest.mark.parametrize("text", ["-1", "1e3", "0", "255", "10000001", "٣٠٠", "many"])
+def test_a_number_out_of_range_is_refused_with_the_range(text: str) -> None:
+    with pytest.raises(settings.SettingError, match=r"ZOPILOT_KV_TOKENS is .* allowed: a whole number from 256 to"):
+        settings.read({"ZOPILOT_KV_TOKENS": text})
+
+
+def test_a_flag_takes_four_words() -> None:
+    with pytest.raises(settings.SettingError, match="HEALTH_CHECK_PUBLIC"):
+        settings.read({"HEALTH_CHECK_PUBLIC": "yes"})
+
+
+def test_the_store_is_where_bentoml_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENTOML_HOME", "/somewhere")
+    assert str(settings.store_path()) == "/somewhere/models"
+    monkeypatch.delenv("BENTOML_HOME")
+    monkeypatch.setenv("HOME", "/root-of-someone")
+    assert str(settings.store_path()) == "/root-of-someone/bentoml/models"
