@@ -41,7 +41,7 @@ MAX_BATCH = 64
     name="zopilot-gpu",
     workers=1,
     resources={"gpu": 1, "gpu_type": "nvidia-rtx-5090", "memory": "48Gi"},
-    # Beyond our own deadline, whose refusal says more. No max_concurrency: its 429 has no Retry-After; the gate has one.
+    # Beyond our own deadline, whose refusal says more. No max_concurrency: its 429 has no Retry-After, the gate's has.
     traffic={"timeout": SETTINGS.deadline_ms / 1000 + 60},
     logging={"access": {"enabled": False}},
 )

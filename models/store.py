@@ -62,9 +62,11 @@ def import_model(model: Model, store: Path, folder: Path | None = None, token: s
     version = manifest.item_version(source.revision(model, folder))
     item = store / model.name / version
     with _errors_told():
-        staging = _staging(store)
+        # Beside the store, since BentoML reads every folder inside it as a model.
+        staging = store.resolve().parent / "models.staging"
         sweep(staging)
         if not _is_whole(item):
+            _require_one_device(store, staging)
             work = staging / f"{model.name}.{version}.{socket.gethostname()}.{os.getpid()}"
             try:
                 for part in ("item", "source"):
@@ -103,23 +105,21 @@ def _is_whole(item: Path) -> bool:
     return True
 
 
-def _staging(store: Path) -> Path:
-    """Beside the store, on its file system, since BentoML reads every folder inside it as a model."""
+def _require_one_device(store: Path, staging: Path) -> None:
+    """Make both folders; Failure where nothing can be renamed from one into the other."""
     store.mkdir(parents=True, exist_ok=True)
-    staging = store.resolve().parent / "models.staging"
     staging.mkdir(exist_ok=True)
-    if staging.stat().st_dev != store.resolve().stat().st_dev:
+    if staging.stat().st_dev != store.stat().st_dev:
         raise Failure(
             "import_failed",
             "the model store is a mount point; link it to a folder of the volume instead, "
             "so that an import can be renamed into place",
         )
-    return staging
 
 
 def sweep(staging: Path) -> None:
     """Remove what importers that no longer run have left behind."""
-    for work in staging.iterdir():
+    for work in staging.glob("*"):
         if _abandoned(work):
             shutil.rmtree(work, ignore_errors=True)
 

@@ -94,6 +94,13 @@ def mixtral_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTok
     return source.open_tokenizer(path)
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass(frozen=True)
 class Server:
     """A running `bentoml serve`."""
@@ -108,9 +115,7 @@ def serve(
     home: Path, log: Path, *, ready: bool = True, target: str = "service:ZopilotGPU", **environ: str
 ) -> Iterator[Server]:
     """Run the service on a free port until the block ends; waits until it is ready unless told otherwise."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ZOPILOT", "BENTOML"))}
     with log.open("wb") as out:

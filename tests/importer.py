@@ -109,7 +109,7 @@ def bring(
     model = replace(catalog.SMOLLM2, source=catalog.Hub(**source)) if source else catalog.SMOLLM2
     done = die_at(call, str(Path(store).parent))
     tag = model_store.import_model(model, Path(store), Path(folder) if folder else None, token)
-    return {"tag": tag, "calls": len(done)}
+    return {"tag": tag, "calls": done}
 
 
 def fetch(*, repository: str, revision: str, token: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from scripts import import_model
 from tests.conftest import ROOT
 
 
-def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(home: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "scripts.import_model", *arguments],
         cwd=ROOT,
-        env={**os.environ, "BENTOML_HOME": str(home)},
+        env={**os.environ, "BENTOML_HOME": str(home), **environ},
         capture_output=True,
         text=True,
         check=False,
@@ -76,18 +77,32 @@ def test_verify_of_a_broken_store_is_1_and_names_the_file(copy: Path) -> None:
     assert run(copy, "--list").returncode == 0  # which reads no weights
 
 
-def test_a_folder_is_imported_and_its_tag_printed(tmp_path: Path, tiny_folder: Path) -> None:
-    result = run(tmp_path, "smollm2-135m-instruct", "--source", str(tiny_folder))
+def test_a_folder_is_imported_without_network_and_its_tag_printed(tmp_path: Path, tiny_folder: Path) -> None:
+    nowhere = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1"}
+    result = run(tmp_path, "smollm2-135m-instruct", "--source", str(tiny_folder), **nowhere)
     assert result.returncode == 0, result.stderr
     described = manifest.verify(located(tmp_path))
     assert result.stdout == f"{described.tag}\n"
 
 
-def test_a_folder_that_is_no_model_is_1_without_a_traceback(tmp_path: Path) -> None:
-    result = run(tmp_path / "home", "smollm2-135m-instruct", "--source", str(tmp_path / "absent"))
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr == "scripts/import_model: the folder has no config.json\n"
+@pytest.fixture
+def main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command in this process, with an empty BENTOML_HOME."""
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "home"))
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["scripts/import_model", *arguments])
+        return import_model.main()
+
+    return call
+
+
+def test_a_folder_that_is_no_model_is_1(
+    main: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("smollm2-135m-instruct", "--source", str(tmp_path / "absent")) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "scripts/import_model: the folder has no config.json\n")
 
 
 @pytest.mark.parametrize(
@@ -117,18 +132,17 @@ def test_mixtral_is_refused_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_mixtral_is_refused_on_a_small_card(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    main: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
     monkeypatch.setattr(card, "memory", lambda: 24 << 30)
-    monkeypatch.setattr(sys, "argv", ["scripts/import_model", "mixtral-8x7b-instruct"])
-    assert import_model.main() == 1
+    assert main("mixtral-8x7b-instruct") == 1
     assert capsys.readouterr().err.endswith("; the card has 24.0 GiB\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bad_setting_is_1_and_named(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_setting_is_1_and_named(
+    main: Callable[..., int], tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("ZOPILOT_MAX_BODY", "lots")
-    result = run(tmp_path, "smollm2-135m-instruct", "--source", str(tiny_folder))
-    assert result.returncode == 1
-    assert result.stderr.startswith("scripts/import_model: ZOPILOT_MAX_BODY is 'lots'")
+    assert main("smollm2-135m-instruct", "--source", str(tiny_folder)) == 1
+    assert capsys.readouterr().err.startswith("scripts/import_model: ZOPILOT_MAX_BODY is 'lots'")

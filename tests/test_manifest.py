@@ -1,5 +1,6 @@
 """models/manifest.py: which item is served, and that not one byte of it can change unseen."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -114,6 +115,14 @@ def test_a_missing_file_is_found(item: Path) -> None:
         (item / name).rename(item.parent / "away")
         assert f": {name} is not what was imported" in refusal(item)
         (item.parent / "away").rename(item / name)
+
+
+def test_a_file_that_cannot_be_read_is_found(item: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> dict[str, Any]:
+        raise OSError(errno.EIO, "a bad sector", str(path))
+
+    monkeypatch.setattr(manifest, "describe", fail)
+    assert "is not what was imported" in refusal(item)
 
 
 def test_a_bit_flipped_in_the_manifest_is_found(item: Path) -> None:

@@ -1,0 +1,95 @@
+"""README.md says only what is true: its commands run, its tree and its tables are those of the code."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from serving.errors import KINDS
+from serving.protocol import Prompt
+from settings import Settings
+from tests.conftest import EXAMPLES, ROOT, free_port
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_commands_run_as_they_stand(home: Path, tmp_path: Path) -> None:
+    """scripts/serve, the curl line and the client, on another port and with the model already imported."""
+    serve, curl, test = (shlex.split(block) for block in blocks("sh"))
+    (client,) = blocks("python")
+    port = free_port()
+    environ = {**os.environ, "BENTOML_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen([*serve, "--port", str(port)], cwd=ROOT, env=environ, stdout=log, stderr=log)
+        try:
+            end = time.monotonic() + 120
+            while "ready at" not in (tmp_path / "log").read_text() and time.monotonic() < end:
+                assert process.poll() is None
+                time.sleep(0.2)
+            said = (tmp_path / "log").read_text()
+            assert f"curl -s http://localhost:{port}/prompt" in said, said
+            assert "quantising" not in said and "Downloading" not in said
+            asked = [part.replace(":3000", f":{port}") for part in curl]
+            answer = json.loads(subprocess.check_output(asked, cwd=ROOT, timeout=120))
+            told = subprocess.check_output(
+                [sys.executable, "-c", client.replace(":3000", f":{port}")], text=True, timeout=120
+            )
+        finally:
+            process.terminate()
+            process.wait(60)
+    schema = json.loads((EXAMPLES / "request.json").read_text())["schema"]
+    assert answer["success"] is True
+    jsonschema.validate(json.loads(answer["output"]), schema)
+    assert told.strip() in ("{'label': 'invoice'}", "{'label': 'letter'}")
+    assert test == ["scripts/test"]
+    assert process.returncode == 0
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert blocks("sh")[2].strip() in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_tree_names_every_module_and_nothing_else() -> None:
+    (tree,) = blocks("text")
+    modules = {path.name for part in ("serving", "models") for path in (ROOT / part).rglob("*.py")} - {"__init__.py"}
+    engine = {path.stem for path in (ROOT / "models" / "engine").glob("*.py")} - {"__init__"}
+    listed = set(re.findall(r"\w+\.py", tree))
+    assert listed >= modules - {f"{name}.py" for name in engine}
+    assert all(list(ROOT.rglob(name)) for name in listed)
+    line = next(line for line in tree.splitlines() if line.strip().startswith("engine/"))
+    assert set(re.findall(r"\w+", line.split(":")[1])) == engine
+
+
+def test_the_table_of_variables_is_that_of_the_settings() -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+    expected = []
+    for variable in fields(Settings):
+        shown = "" if variable.default in ("", ()) else str(int(variable.default))
+        expected.append((variable.metadata["name"], shown, variable.metadata["about"]))
+    assert rows == expected
+
+
+def test_every_error_and_every_field_is_in_its_table() -> None:
+    tables = "\n".join(line for line in README.splitlines() if line.startswith("|"))
+    statuses = {code: line.split("|")[1] for line in tables.splitlines() for code in re.findall(r"`([a-z_]+)`", line)}
+    for code, kind in KINDS.items():
+        assert str(kind.status) in statuses[code], code
+    for field in Prompt.model_json_schema()["properties"]:
+        assert f"`{field}`" in tables
+
+
+@pytest.mark.parametrize("name", ["serve", "test", "check", "import_model", "install", "lock"])
+def test_scripts_are_there_to_be_run(name: str) -> None:
+    assert os.access(ROOT / "scripts" / name, os.X_OK)
