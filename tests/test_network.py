@@ -159,7 +159,9 @@ def test_the_loaded_network_ties_its_head(tiny: store.Loaded) -> None:
 
 
 def test_rotary_constants_are_those_of_a_new_model(tiny: store.Loaded) -> None:
-    fresh = dict(LlamaForCausalLM(tiny.network.config).named_buffers())
+    config = tiny.network.config
+    assert isinstance(config, LlamaConfig)
+    fresh = dict(LlamaForCausalLM(config).named_buffers())
     found = dict(tiny.network.named_buffers())
     assert found.keys() == fresh.keys()
     assert "model.rotary_emb.inv_freq" in found

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -76,7 +77,8 @@ def test_the_table_of_variables_is_that_of_the_settings() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
     expected = []
     for variable in fields(Settings):
-        shown = "" if variable.default in ("", ()) else str(int(variable.default))
+        default: Any = variable.default
+        shown = "" if default in ("", ()) else str(int(default))
         expected.append((variable.metadata["name"], shown, variable.metadata["about"]))
     assert rows == expected
 

@@ -241,15 +241,16 @@ def test_bentomls_own_clients_agree(tiny_server: Server) -> None:
 @pytest.fixture(scope="module")
 def strict_server(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With keys, a small queue, a small body and one browser origin."""
-    environ = {
-        "ZOPILOT_GPU_API_KEY": "first,second",
-        "ALLOWED_ORIGINS": "https://app.example",
-        "HEALTH_CHECK_PUBLIC": "0",
-        "ZOPILOT_MAX_WAITING": "2",
-        "ZOPILOT_MAX_BODY": "4096",
-        "ZOPILOT_KV_TOKENS": "2100",
-    }
-    with serve(tiny_home, tmp_path_factory.mktemp("strict") / "log", **environ) as server:
+    with serve(
+        tiny_home,
+        tmp_path_factory.mktemp("strict") / "log",
+        ZOPILOT_GPU_API_KEY="first,second",
+        ALLOWED_ORIGINS="https://app.example",
+        HEALTH_CHECK_PUBLIC="0",
+        ZOPILOT_MAX_WAITING="2",
+        ZOPILOT_MAX_BODY="4096",
+        ZOPILOT_KV_TOKENS="2100",
+    ) as server:
         yield server
 
 

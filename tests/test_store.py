@@ -113,7 +113,7 @@ def test_what_is_imported_depends_on_the_source_alone(models: Path, tiny_folder:
     shutil.rmtree(item)
     store.import_model(catalog.SMOLLM2, models, tiny_folder)
     again = manifest.read(item)
-    dated = {"model.yaml": {}}  # BentoML writes the time of its making into it
+    dated: dict[str, dict[str, str]] = {"model.yaml": {}}  # BentoML writes the time of its making into it
     assert replace(again, files=again.files | dated) == replace(first, files=first.files | dated)
 
 
