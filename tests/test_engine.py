@@ -24,6 +24,7 @@ from models.prompt import Frame
 from models.runtime import stop_ids
 from tests.conftest import EXAMPLES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [
     "What is the capital of France?",
     "List three colours.",

@@ -11,7 +11,7 @@ import llguidance.numpy
 import numpy as np
 import pytest
 import torch
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +21,7 @@ from models.failure import Failure
 from models.runtime import stop_ids
 from tests.conftest import EXAMPLES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLE_SCHEMAS = {path.stem: json.loads(path.read_text()) for path in sorted((EXAMPLES / "schemas").glob("*.json"))}
 STRING = {"type": "string"}
 

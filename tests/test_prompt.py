@@ -43,6 +43,7 @@ from models.runtime import stop_ids
 from serving.protocol import Prompt
 from tests.conftest import EXAMPLES, MISTRAL_V1
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
 Mistral = MistralTokenizer[Any, Any, Any, Any, Any]
 LABEL = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}, "required": ["label"]}

