@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from models.engine.attention import Rows, Span, flat_attention
 from models.engine.cache import Cache
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS, KV_HEADS, DIM = 6, 2, 8
 SCALING = DIM**-0.5
 
