@@ -17,7 +17,7 @@ import bentoml  # noqa: E402 - the environment comes first
 from _bentoml_impl.serde import ALL_SERDE  # noqa: E402
 from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
-from models import card, catalog, manifest  # noqa: E402
+from models import catalog, checkup, machine  # noqa: E402
 from models.failure import Failure  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
@@ -57,7 +57,11 @@ class ZopilotGPU:
     def check() -> None:
         """Once, in the supervisor, before the port is bound: what can be refused without loading is refused here."""
         try:
-            manifest.locate(_model(), settings.store_path())
+            model, here = _choose()
+            store = settings.store_path()
+            checkup.require(
+                [*checkup.judge_store(model, store), checkup.judge_memory(model, store, here, SETTINGS.kv_tokens)]
+            )
         except Failure as refused:
             sys.exit(f"zopilot-gpu: cannot serve: {refused.message}")
 
@@ -66,9 +70,11 @@ class ZopilotGPU:
         try:
             from models.runtime import Runtime  # torch comes in here
 
+            model, here = _choose()
             runtime = Runtime(
-                _model(),
+                model,
                 settings.store_path(),
+                here,
                 kv_tokens=SETTINGS.kv_tokens,
                 step_tokens=SETTINGS.step_tokens,
                 max_waiting=SETTINGS.max_waiting,
@@ -122,12 +128,10 @@ class ZopilotGPU:
             arrival.caller.hold(ticket)
 
 
-def _model() -> catalog.Model:
-    """The catalogue row that this machine is to serve; Failure where it cannot hold it."""
-    card_bytes = card.memory()
-    model = catalog.row(SETTINGS.model, card_bytes)
-    catalog.require_card(model, card_bytes)
-    return model
+def _choose() -> tuple[catalog.Model, machine.Machine]:
+    """The catalogue row to serve, and the card or host that is to serve it."""
+    here = machine.look(SETTINGS.device)
+    return catalog.row(SETTINGS.model, here.device == "cuda"), here
 
 
 add_middleware: Any = ZopilotGPU.add_asgi_middleware  # type: ignore[attr-defined]

@@ -29,6 +29,12 @@ def _flag(text: str) -> bool:
     return text in ("1", "true")
 
 
+def _device(text: str) -> str:
+    if text not in ("cpu", "cuda"):
+        raise ValueError("one of cpu, cuda")
+    return text
+
+
 def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -46,6 +52,7 @@ class Settings:
     """What an operator may set; the field metadata is the README's table."""
 
     model: str = _variable("ZOPILOT_MODEL", "", _text, "catalogue name; empty: Mixtral with a card, SmolLM2 without")
+    device: str = _variable("TORCH_DEVICE", "", _device, "`cpu` or `cuda`; empty: the card where there is one")
     api_keys: tuple[str, ...] = _variable(
         "ZOPILOT_GPU_API_KEY", (), _list, "comma-separated keys; empty: no key is asked for"
     )
@@ -56,7 +63,9 @@ class Settings:
     hub_token: str = _variable("HUGGING_FACE_TOKEN", "", _text, "used by the import for gated repositories")
     max_body: int = _variable("ZOPILOT_MAX_BODY", 8 << 20, _whole(1024, 1 << 30), "largest request body in bytes")
     max_waiting: int = _variable("ZOPILOT_MAX_WAITING", 256, _whole(1, 100_000), "prompts that may wait; more get 429")
-    kv_tokens: int = _variable("ZOPILOT_KV_TOKENS", 32_768, _whole(256, 10_000_000), "tokens in flight in the KV cache")
+    kv_tokens: int = _variable(
+        "ZOPILOT_KV_TOKENS", 0, _whole(0, 10_000_000), "tokens in flight; 0: what fits (without a card at most 32,768)"
+    )
     step_tokens: int = _variable("ZOPILOT_STEP_TOKENS", 512, _whole(16, 65_536), "tokens in one step of the engine")
     deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 

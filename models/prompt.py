@@ -20,11 +20,10 @@ from models.engine.grammar import Grammars
 from models.engine.schema import Schema
 from models.engine.sequence import Completion, FinishReason, Sampling, Sequence
 from models.failure import Failure
+from models.template import Template, Turn
 
 TEMPLATE = "1"
 WARM_UP_SECONDS = 300.0
-SLOT = "\ue000"  # stands for the user's text while the chat template is rendered
-JOINER = "\u2060"
 
 
 class Question(Protocol):
@@ -75,8 +74,7 @@ class Prompts:
     def __init__(self, model: Model, tokenizer: PreTrainedTokenizerFast, engine: Engine, stops: set[int]) -> None:
         self._model = model
         self._engine = engine
-        self._tokenizer = tokenizer
-        self._frame = Frame(tokenizer)
+        self._template = Template(tokenizer, model.markers, model.alternates)
         self._grammars = Grammars(tokenizer, engine.vocabulary, stops)
 
     def ask(self, question: Question, deadline: float) -> Ticket:
@@ -85,15 +83,15 @@ class Prompts:
         matcher = None if schema is None else self._grammars.matcher(schema)
         if schema is not None:
             validator(schema)
-        text = guard(render(question, schema), self._model.markers)
-        ids = self._frame.encode(text)
+        ids = self._template.encode([Turn("user", render(question, schema))])
         sequence = Sequence(ids, self._sampling(question, len(ids)), matcher, deadline)
         self._engine.submit(sequence)
         return Ticket(sequence.future, self, schema)
 
     def warm_up(self) -> None:
         """One short answer through every part, before the first caller's."""
-        sequence = Sequence(self._frame.encode("Ready?"), Sampling(8), self._grammars.matcher({"type": "object"}))
+        ids = self._template.encode([Turn("user", "Ready?")])
+        sequence = Sequence(ids, Sampling(8), self._grammars.matcher({"type": "object"}))
         self._engine.submit(sequence)
         sequence.future.result(timeout=WARM_UP_SECONDS)
 
@@ -123,7 +121,7 @@ class Prompts:
                 f"the answer was cut at {made} tokens (prompt: {completion.prompt_tokens}); "
                 "raise max_new_tokens or bound the schema",
             )
-        output = unguard(str(self._tokenizer.decode(completion.tokens, skip_special_tokens=True)), self._model.markers)
+        output = self._template.decode(completion.tokens)
         if schema is not None:
             check(output, schema)
         return Answer(
@@ -193,55 +191,3 @@ def render(question: Question, schema: Schema | None) -> str:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-class Frame:
-    """The chat template around one user turn, as ids; the user's text is never read for control tokens."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer
-        turn = [{"role": "user", "content": SLOT}]
-        shown = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-        before, found, after = shown.partition(SLOT)
-        if not found or SLOT in after:
-            raise ValueError("the chat template does not show the user's text exactly once")
-        special = "|".join(re.escape(token) for token in tokenizer.all_special_tokens)
-        cuts = [match.end() for match in re.finditer(special, before)]
-        cut = cuts[-1] if cuts else 0
-        closing = re.search(special, after)
-        end = closing.start() if closing else len(after)
-        # Between two control tokens all text is tokenised as one, as the tokenizer itself would do.
-        self._lead, self._tail = before[cut:], after[:end]
-        self._head_ids = self._ids(before[:cut])
-        self._tail_ids = self._ids(after[end:])
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of the whole prompt around `text`."""
-        plain = self._tokenizer.encode(
-            self._lead + text + self._tail, add_special_tokens=False, split_special_tokens=True
-        )
-        return [*self._head_ids, *plain, *self._tail_ids]
-
-
-def guard(text: str, markers: tuple[str, ...]) -> str:
-    """Break every turn marker that is plain text to the tokenizer by a word joiner; `unguard` undoes it exactly."""
-    return _shift(text, markers, 1)
-
-
-def unguard(text: str, markers: tuple[str, ...]) -> str:
-    """Take away what `guard` put in."""
-    return _shift(text, markers, -1)
-
-
-def _shift(text: str, markers: tuple[str, ...], by: int) -> str:
-    for marker in markers:
-        pattern = f"{re.escape(marker[0])}({JOINER}*){re.escape(marker[1:])}"
-
-        def moved(match: re.Match[str], marker: str = marker) -> str:
-            return marker[0] + JOINER * max(len(match[1]) + by, 0) + marker[1:]
-
-        text = re.sub(pattern, moved, text)
-    return text

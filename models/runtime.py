@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from models import catalog, manifest, network, store
+from models import catalog, checkup, manifest, network, plan, store
 from models.engine.engine import Engine
+from models.machine import Machine
 from models.prompt import Prompts
 
 
@@ -14,12 +15,23 @@ class Runtime:
     """The one owner of the model in this process."""
 
     def __init__(
-        self, model: catalog.Model, models: Path, *, kv_tokens: int, step_tokens: int, max_waiting: int
+        self,
+        model: catalog.Model,
+        models: Path,
+        here: Machine,
+        *,
+        kv_tokens: int,
+        step_tokens: int,
+        max_waiting: int,
     ) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = store.load(manifest.locate(model, models), device)
+        checkup.require(checkup.examine(model, models, here, kv_tokens))
+        item = manifest.locate(model, models)
+        planned = plan.of_item(model.name, item, model.dtype)
+        kv_tokens = planned.budget(here, kv_tokens)
+        loaded = store.load(item, torch.device(here.device))
         stops = stop_ids(loaded)
         self.manifest = loaded.manifest
+        self._plan = planned
         self._network = loaded.network
         self.engine = Engine(
             loaded.network, stops, kv_tokens=kv_tokens, step_tokens=step_tokens, max_waiting=max_waiting
@@ -35,10 +47,10 @@ class Runtime:
             "model": self.manifest.tag,
             "bits": self.manifest.bits,
             "weights": {
-                "nf4_bytes": self.manifest.nf4_bytes,
-                "other_bytes": self.manifest.other_bytes,
-                "manifest_bytes": self.manifest.resident_bytes,
+                "ledger": self._plan.ledger,
+                "planned_bytes": self._plan.weights,
                 "resident_bytes": network.resident_bytes(self._network),
+                "quantised_on": self.manifest.quantised_on,
             },
             "device": str(self.engine.device),
             "engine": {

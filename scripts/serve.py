@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 
 import settings
-from models import card, catalog, manifest
+from models import catalog, machine, manifest, plan
 from models.failure import Failure
 
 POLL_SECONDS = 0.2
@@ -28,12 +28,16 @@ def main() -> int:
     if options.model:
         os.environ["ZOPILOT_MODEL"] = options.model
     try:
-        model = catalog.row(settings.read().model, card.memory())
-        catalog.require_card(model, card.memory())
+        wanted = settings.read()
+        here = machine.look(wanted.device)
+        model = catalog.row(wanted.model, here.device == "cuda")
+        there = imported(model)
+        if not there:  # before anything is downloaded
+            plan.of_row(model).budget(here, wanted.kv_tokens)
     except (Failure, settings.SettingError) as failure:
         print(f"zopilot-gpu: {getattr(failure, 'message', failure)}", file=sys.stderr)
         return 1
-    if not imported(model):
+    if not there:
         command = [sys.executable, "-m", "scripts.import_model", model.name]
         environ = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
         if code := subprocess.run(command, check=False, env=environ).returncode:

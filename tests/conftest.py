@@ -20,7 +20,14 @@ import pytest
 import torch
 from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
 from sentencepiece import SentencePieceProcessor
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.convert_slow_tokenizer import generate_merges
 
 from models import catalog, manifest, source, store
@@ -101,6 +108,43 @@ def mixtral_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTok
     path = tmp_path_factory.mktemp("mixtral-tokenizer")
     tokenizer.save_pretrained(path)
     return source.open_tokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral_folder(tmp_path_factory: pytest.TempPathFactory, mixtral_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A random two-layer Mixtral of 4.5 M weights with the real tokenizer, as a folder in the hub's bf16 layout."""
+    path = tmp_path_factory.mktemp("tiny-mixtral")
+    config = MixtralConfig(
+        vocab_size=32_000,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).bfloat16().save_pretrained(path, max_shard_size="2MB")
+    mixtral_tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_mixtral_home(tmp_path_factory: pytest.TempPathFactory, tiny_mixtral_folder: Path) -> Path:
+    """A BENTOML_HOME whose mixtral-8x7b-instruct is the tiny Mixtral."""
+    path = tmp_path_factory.mktemp("tiny-mixtral-home")
+    store.import_model(catalog.MIXTRAL, path / "models", tiny_mixtral_folder)
+    return path
+
+
+@pytest.fixture
+def tiny_mixtral(tiny_mixtral_home: Path) -> store.Loaded:
+    """The tiny Mixtral, loaded afresh for one test."""
+    return store.load(manifest.locate(catalog.MIXTRAL, tiny_mixtral_home / "models"), torch.device("cpu"))
 
 
 def free_port() -> int:

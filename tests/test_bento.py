@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 
+from models import catalog, manifest
 from tests.conftest import ROOT, serve
 
 
@@ -29,4 +30,5 @@ def test_a_built_bento_serves(tiny_home: Path, tmp_path: Path) -> None:
 
 
 def test_bentoml_lists_the_model(home: Path) -> None:
-    assert "smollm2-135m-instruct:b179c9523d0e-nf4-1" in bentoml(home, "models", "list", "-o", "json")
+    tag = f"smollm2-135m-instruct:{manifest.item_version(catalog.SMOLLM2.source.revision[:12])}"
+    assert tag in bentoml(home, "models", "list", "-o", "json")

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from models import catalog, manifest, store
 from models.engine.engine import Engine
 from models.engine.grammar import Grammars
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.failure import Failure
-from models.prompt import Frame
 from models.runtime import stop_ids
+from models.template import Template, Turn
 from tests.conftest import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,6 +32,10 @@ PROMPTS = [
     "Explain how a bicycle stays upright to a child.",
 ]
 RECEIPT = json.loads((EXAMPLES / "schemas" / "receipt.json").read_text())
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return Template(tokenizer, (), alternates=False).encode([Turn("user", text)])
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +142,12 @@ def real(home: Path) -> store.Loaded:
 @pytest.fixture(scope="module")
 def alone(real: store.Loaded) -> list[list[int]]:
     """Greedy answers to PROMPTS, one at a time."""
-    frame = Frame(real.tokenizer)
     engine = make(real)
-    return [run(engine, [Sequence(frame.encode(prompt), Sampling(40))])[0] for prompt in PROMPTS]
+    return [run(engine, [Sequence(encode(real.tokenizer, prompt), Sampling(40))])[0] for prompt in PROMPTS]
 
 
 def test_real_answers_are_those_of_transformers(real: store.Loaded, alone: list[list[int]]) -> None:
-    frame = Frame(real.tokenizer)
-    assert [by_transformers(real, frame.encode(prompt), 40) for prompt in PROMPTS[:2]] == alone[:2]
+    assert [by_transformers(real, encode(real.tokenizer, prompt), 40) for prompt in PROMPTS[:2]] == alone[:2]
     assert "Paris" in str(real.tokenizer.decode(alone[0]))
 
 
@@ -153,16 +156,15 @@ def test_an_answer_does_not_depend_on_its_neighbours(
     step_tokens: int, real: store.Loaded, alone: list[list[int]]
 ) -> None:
     """Fifteen others of other lengths, their prompts in pieces between our tokens."""
-    frame = Frame(real.tokenizer)
-    ours = [Sequence(frame.encode(prompt), Sampling(40)) for prompt in PROMPTS]
-    others = [Sequence(frame.encode("word " * 9 * number), Sampling(4 + 3 * number)) for number in range(13)]
+    ours = [Sequence(encode(real.tokenizer, prompt), Sampling(40)) for prompt in PROMPTS]
+    others = [Sequence(encode(real.tokenizer, "word " * 9 * number), Sampling(4 + 3 * number)) for number in range(13)]
     mixed = [*others[:5], ours[0], *others[5:8], ours[1], ours[2], *others[8:]]
     run(make(real, step_tokens=step_tokens), mixed)
     assert [result(row).tokens for row in ours] == alone
 
 
 def test_a_real_answer_stops_by_itself_and_leaves_the_end_of_turn_out(real: store.Loaded) -> None:
-    row = Sequence(Frame(real.tokenizer).encode(PROMPTS[0]), Sampling(60))
+    row = Sequence(encode(real.tokenizer, PROMPTS[0]), Sampling(60))
     run(make(real), [row])
     assert result(row).finish_reason == "stop"
     assert not stop_ids(real) & set(result(row).tokens)
@@ -260,7 +262,7 @@ def test_a_grammar_ends_the_answer_and_leaves_the_neighbour_alone(small: store.L
 def test_a_real_answer_with_a_grammar(real: store.Loaded) -> None:
     grammars = Grammars(real.tokenizer, real.network.config.vocab_size, stop_ids(real))
     document = (EXAMPLES / "documents" / "receipt-restaurant.txt").read_text()
-    ids = Frame(real.tokenizer).encode(f"Extract the receipt as JSON.\n\n{document}")
+    ids = encode(real.tokenizer, f"Extract the receipt as JSON.\n\n{document}")
     row = Sequence(ids, Sampling(200), grammars.matcher(RECEIPT))
     run(make(real), [row])
     assert result(row).finish_reason == "stop"

@@ -60,12 +60,17 @@ def test_a_file_is_read_with_shapes_outermost_first_and_heads_in_order(tmp_path:
     writer.write_tensors_to_file()
     writer.close()
     config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2)
-    shapes, read = gguf.open_gguf(tmp_path / "m.gguf", config)
+    shapes, sizes, read = gguf.open_gguf(tmp_path / "m.gguf", config)
     assert shapes == {
         "model.layers.0.self_attn.q_proj.weight": (32, 16),
         "model.layers.0.self_attn.k_proj.weight": (16, 16),
         "model.norm.weight": (16,),
         "model.layers.0.mlp.up_proj.weight": (24, 16),
+    }
+    assert sizes == {name: 4 * q.numel() for name in shapes if "q_proj" in name} | {
+        "model.layers.0.self_attn.k_proj.weight": 4 * k.numel(),
+        "model.norm.weight": 4 * norm.numel(),
+        "model.layers.0.mlp.up_proj.weight": 2 * up.numel(),
     }
     assert torch.equal(read("model.layers.0.self_attn.q_proj.weight"), q)
     assert torch.equal(read("model.layers.0.self_attn.k_proj.weight"), k)
@@ -89,8 +94,9 @@ def test_the_file_of_the_wheel_is_read_as_transformers_reads_it(tmp_path: Path) 
     with torch.device("meta"):
         outline = LlamaForCausalLM(config)
     theirs = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=outline)["tensors"]
-    shapes, read = gguf.open_gguf(file, config)
-    assert len(shapes) == 272
+    shapes, sizes, read = gguf.open_gguf(file, config)
+    assert len(shapes) == len(sizes) == 272
+    assert 0.98 < sum(sizes.values()) / file.stat().st_size < 1  # the rest is the tokenizer
     assert shapes == {name: tuple(tensor.shape) for name, tensor in theirs.items()}
     chosen = [name for name in shapes if ".layers." not in name or ".layers.0." in name or ".layers.29." in name]
     assert len(chosen) == 2 + 9 + 9

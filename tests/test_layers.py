@@ -14,22 +14,27 @@ FLOORS = {
     "settings": 0,
     "models.failure": 0,
     "models.catalog": 1,
-    "models.card": 1,
+    "models.machine": 1,
     "models.gguf": 1,
     "models.nf4": 2,
     "models.manifest": 2,
+    "models.plan": 3,
     "models.network": 3,
     "models.source": 3,
-    "models.store": 4,
+    "models.checkup": 4,
+    "models.shards": 4,
+    "models.store": 5,
     "models.engine": 5,
+    "models.template": 5,
     "models.prompt": 6,
     "models.runtime": 7,
     "serving": 6,
     "service": 8,
     "scripts": 8,
 }
-TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.catalog", "models.card"]
-TORCH_FREE += ["models.manifest", "serving.protocol", "serving.errors", "scripts.serve", "scripts.import_model"]
+TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.catalog", "models.machine"]
+TORCH_FREE += ["models.manifest", "models.plan", "models.checkup", "serving.protocol", "serving.errors"]
+TORCH_FREE += ["scripts.serve", "scripts.import_model", "scripts.plan", "scripts.doctor"]
 FILES = [
     path
     for part in ("service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py")

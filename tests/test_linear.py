@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from models.nf4 import layout
+from models.nf4 import layout, matrix
 from models.nf4.linear import NF4Linear
 
+CPU = torch.device("cpu")
 
-def pair(rows: int, columns: int) -> tuple[NF4Linear, layout.Packed]:
+
+def pair(rows: int, columns: int) -> tuple[NF4Linear, matrix.Packed]:
     """A layer filled as models/network.py fills it, and the matrix it was filled with."""
     generator = torch.Generator().manual_seed(rows + columns)
-    packed = layout.quantise(torch.randn(rows, columns, generator=generator) * 0.05)
+    packed = matrix.quantise(torch.randn(rows, columns, generator=generator) * 0.05, CPU)
     with torch.device("meta"):
         linear = NF4Linear(rows, columns)
     for name, tensor in packed._asdict().items():
@@ -26,7 +28,7 @@ def test_forward_is_a_product_with_the_dequantised_matrix(rows: int, columns: in
     x = torch.randn(*lead, columns, generator=torch.Generator().manual_seed(1))
     y = linear(x)
     assert y.shape == (*lead, rows)
-    torch.testing.assert_close(y, x @ layout.dequantise(packed, torch.float32).T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(y, x @ matrix.dequantise(packed, torch.float32).T, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_in_is_bf16_out() -> None:
@@ -34,24 +36,24 @@ def test_bf16_in_is_bf16_out() -> None:
     x = torch.randn(9, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
     y = linear(x)
     assert y.dtype == torch.bfloat16
-    exact = x.float() @ layout.dequantise(packed, torch.float32).T
+    exact = x.float() @ matrix.dequantise(packed, torch.float32).T
     torch.testing.assert_close(y.float(), exact, rtol=0.05, atol=0.02)
 
 
-def test_the_parameters_are_the_four_tensors() -> None:
+def test_the_parameters_are_the_six_tensors() -> None:
     linear, packed = pair(130, 576)
     found = dict(linear.named_parameters())
-    assert list(found) == ["packed", "absmax", "absmax2", "offset"]
+    assert list(found) == ["packed", "absmax", "absmax2", "offset", "code", "code2"]
     for name, tensor in packed._asdict().items():
         assert torch.equal(found[name], tensor)
-        assert torch.equal(getattr(linear.weight(), name), tensor)
+        assert torch.equal(getattr(linear.matrix(), name), tensor)
     assert not any(parameter.requires_grad for parameter in found.values())
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (3, 64), (257, 64), (192, 576), (576, 1536)])
 def test_a_new_layer_has_the_shapes_that_quantising_gives(rows: int, columns: int) -> None:
     linear = NF4Linear(rows, columns)
-    packed = layout.quantise(torch.ones(rows, columns))
+    packed = matrix.quantise(torch.ones(rows, columns), CPU)
     for name, tensor in packed._asdict().items():
         parameter = linear.get_parameter(name)
         assert (parameter.shape, parameter.dtype) == (tensor.shape, tensor.dtype)

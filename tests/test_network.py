@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig, PreTrainedModel
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from models import catalog, manifest, network, store
+from models import catalog, manifest, network, plan, store
 from models.failure import Failure
-from models.nf4 import layout
+from models.nf4 import matrix
+from models.nf4.layout import Spec
 from models.nf4.linear import NF4Linear
 
 CPU = torch.device("cpu")
@@ -43,35 +44,30 @@ def tied() -> LlamaConfig:
     )
 
 
-def test_lm_head_and_nothing_else_stays_a_float_layer() -> None:
-    with torch.device("meta"):
-        model = LlamaForCausalLM(tied())
-    parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
-    parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-    assert network.linear_paths(model) == [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in parts]
-
-
-def test_a_layer_with_a_bias_is_left_alone() -> None:
-    assert network.linear_paths(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64, bias=False))) == ["1"]
+LINEAR = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
 
 def test_build_replaces_the_linear_layers_and_holds_no_bytes(item: Path) -> None:
     model = built(item)
     packed = [path for path, module in model.named_modules() if isinstance(module, NF4Linear)]
-    assert len(packed) == 14
-    assert network.linear_paths(model) == []
-    assert type(model.get_submodule("lm_head")) is nn.Linear
+    assert packed == [f"model.layers.{layer}.{name}" for layer in (0, 1) for name in LINEAR]
+    assert [path for path, module in model.named_modules() if type(module) is nn.Linear] == ["lm_head"]
     assert all(weight.is_meta and not weight.requires_grad for weight in model.parameters())
     assert all(buffer.is_meta for buffer in model.buffers())
     assert not model.training
 
 
-def test_the_outline_has_the_names_and_shapes_of_the_float_model() -> None:
-    model = network.outline(tied(), torch.bfloat16)
+def test_a_layer_with_a_bias_is_left_alone() -> None:
+    config = LlamaConfig.from_dict({**tied().to_dict(), "mlp_bias": True})
+    model = network.build(config, torch.float32)
+    assert type(model.get_submodule("model.layers.0.mlp.up_proj")) is nn.Linear
+    assert type(model.get_submodule("model.layers.0.self_attn.q_proj")) is NF4Linear
+
+
+def test_the_sources_are_the_tensors_of_the_float_model() -> None:
+    model = network.build(tied(), torch.bfloat16)
     real = {name: tuple(weight.shape) for name, weight in LlamaForCausalLM(tied()).named_parameters()}
-    assert {name: tuple(weight.shape) for name, weight in model.named_parameters()} == real
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
-    assert all(weight.is_meta for weight in model.parameters())
+    assert {source.name: source.shape for source in network.sources(model)} == real
 
 
 def test_fill_leaves_nothing_on_meta(item: Path) -> None:
@@ -179,26 +175,73 @@ def test_rotary_constants_follow_the_config(item: Path) -> None:
     assert theirs[0].item() == pytest.approx(0.25)
 
 
-def test_stacked_experts_are_refused() -> None:
-    config = MixtralConfig(
-        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4
-    )
-    for make in (network.outline, network.build):
-        with pytest.raises(Failure) as refusal:
-            make(config, torch.bfloat16)
-        assert refusal.value.code == "model_unsupported"
-        assert "experts" in refusal.value.message
-
-
 def test_logits_are_those_of_the_dequantised_float_model(tiny: store.Loaded, tiny_folder: Path) -> None:
     float_model = LlamaForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
     ids = torch.randint(0, 1000, (2, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = tiny.network(input_ids=ids).logits
         undamaged = float_model(input_ids=ids).logits
-        for path in network.linear_paths(float_model):
-            packed = layout.quantise(float_model.get_parameter(f"{path}.weight"))
-            float_model.get_parameter(f"{path}.weight").copy_(layout.dequantise(packed, torch.float32))
+        for layer in (0, 1):
+            for name in LINEAR:
+                weight = float_model.get_parameter(f"model.layers.{layer}.{name}.weight")
+                weight.copy_(matrix.dequantise(matrix.quantise(weight, CPU), torch.float32))
         theirs = float_model(input_ids=ids).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, undamaged, rtol=1e-4, atol=1e-4)  # four bits do make a difference
+
+
+def proof(loaded: store.Loaded, planned: dict[str, Spec] | None = None) -> str:
+    with pytest.raises(Failure) as failure:
+        network.prove(loaded.network, planned or network.specs(loaded.network), CPU)
+    assert failure.value.code == "model_broken"
+    return failure.value.message
+
+
+def put(loaded: store.Loaded, name: str, tensor: torch.Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    setattr(loaded.network.get_submodule(path), attribute, nn.Parameter(tensor, requires_grad=False))
+
+
+def test_a_loaded_model_is_what_was_planned(tiny: store.Loaded, tiny_mixtral: store.Loaded) -> None:
+    for loaded in (tiny, tiny_mixtral):
+        network.prove(
+            loaded.network, plan.make("it", loaded.network.config.to_dict(), loaded.manifest.dtype).specs, CPU
+        )
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.absmax2"])
+def test_the_first_difference_is_named(tiny: store.Loaded, name: str) -> None:
+    planned = network.specs(tiny.network)
+    put(tiny, name, tiny.network.get_parameter(name).to(torch.bfloat16))
+    assert proof(tiny, planned).startswith(f"{name} is bfloat16 ")
+
+
+def test_a_parameter_that_is_not_planned_is_named(tiny: store.Loaded) -> None:
+    planned = network.specs(tiny.network)
+    tiny.network.register_parameter("adapter", nn.Parameter(torch.zeros(3)))
+    assert proof(tiny, planned) == "adapter is float32 [3], planned: absent"
+    del planned["model.norm.weight"]
+
+
+def test_a_planned_parameter_that_is_missing_is_named(tiny: store.Loaded) -> None:
+    planned = network.specs(tiny.network) | {"model.a": Spec("uint8", (7,))}
+    assert proof(tiny, planned) == "model.a is absent, planned: uint8 [7]"
+
+
+def test_a_tensor_that_is_not_there_is_named(tiny: store.Loaded) -> None:
+    name = "model.layers.0.mlp.up_proj.packed"
+    put(tiny, name, tiny.network.get_parameter(name).to("meta"))
+    assert proof(tiny) == f"{name} lies on meta, not on cpu"
+
+
+def test_memory_that_a_view_keeps_alive_is_found(tiny: store.Loaded) -> None:
+    put(tiny, "model.norm.weight", torch.zeros(1000)[:64])
+    assert proof(tiny) == "model.norm.weight keeps more memory alive than it needs"
+
+
+@pytest.mark.parametrize("table", ["code", "code2"])
+def test_another_code_table_is_refused(tiny: store.Loaded, table: str) -> None:
+    """The kernels have the table built in, so other values in the file would be ignored without a word."""
+    name = f"model.layers.1.self_attn.k_proj.{table}"
+    put(tiny, name, tiny.network.get_parameter(name) + 0.001)
+    assert proof(tiny) == f"{name} is not the table of this NF4"

@@ -28,9 +28,9 @@ def test_values_are_parsed() -> None:
     assert found.kv_tokens == 1024
 
 
-@pytest.mark.parametrize("text", ["-1", "1e3", "0", "255", "10000001", "٣٠٠", "many"])
+@pytest.mark.parametrize("text", ["-1", "1e3", "10000001", "٣٠٠", "many"])
 def test_a_number_out_of_range_is_refused_with_the_range(text: str) -> None:
-    with pytest.raises(settings.SettingError, match=r"ZOPILOT_KV_TOKENS is .* allowed: a whole number from 256 to"):
+    with pytest.raises(settings.SettingError, match=r"ZOPILOT_KV_TOKENS is .* allowed: a whole number from 0 to"):
         settings.read({"ZOPILOT_KV_TOKENS": text})
 
 

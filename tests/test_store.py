@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from models import catalog, manifest, network, store
 from models.failure import Failure
 from models.nf4 import layout
+from models.nf4.matrix import quantise
 from tests.importer import Importer, Task, open_importer
 
 CPU = torch.device("cpu")
@@ -142,14 +143,13 @@ def test_resident_bytes_are_those_of_the_manifest(which: str, request: pytest.Fi
 def test_smollm2_takes_what_its_shapes_say(smollm2: store.Loaded) -> None:
     attention = 2 * layout.nbytes(576, 576) + 2 * layout.nbytes(192, 576)
     mlp = 2 * layout.nbytes(1536, 576) + layout.nbytes(576, 1536)
-    assert smollm2.manifest.nf4_bytes == 30 * (attention + mlp)
-    assert smollm2.manifest.other_bytes == 4 * (49_152 * 576 + 61 * 576)
+    assert smollm2.manifest.resident_bytes == 30 * (attention + mlp) + 4 * (49_152 * 576 + 61 * 576)
 
 
 def test_what_is_loaded_is_the_source_in_four_bits(tiny: store.Loaded, tiny_folder: Path) -> None:
     name = "model.layers.1.mlp.down_proj"
     source = load_file(tiny_folder / "model.safetensors")
-    for part, tensor in layout.quantise(source[f"{name}.weight"])._asdict().items():
+    for part, tensor in quantise(source[f"{name}.weight"], CPU)._asdict().items():
         assert torch.equal(tiny.network.get_parameter(f"{name}.{part}"), tensor)
     assert torch.equal(tiny.network.get_parameter("model.norm.weight"), source["model.norm.weight"])
 
@@ -169,10 +169,8 @@ def test_a_broken_item_is_not_loaded(models: Path) -> None:
 def test_a_manifest_that_lies_about_the_bytes_is_not_believed(models: Path) -> None:
     item = item_of(models)
     described = manifest.read(item)
-    manifest.write(replace(described, nf4_bytes=described.nf4_bytes - 1), item)
-    message = refuse_to_load(item)
-    assert f"takes {described.resident_bytes:,} bytes in memory" in message
-    assert f"its manifest says {described.resident_bytes - 1:,}" in message
+    manifest.write(replace(described, ledger=described.ledger | {"norms": 1}), item)
+    assert "the ledger of its manifest is not that of its config" in refuse_to_load(item)
 
 
 def test_a_layer_that_the_manifest_forgot_is_missed(models: Path) -> None:
@@ -421,19 +419,3 @@ def test_what_a_killed_importer_left_does_not_stop_one_with_its_number(
     (left / "source").mkdir()
     assert store.import_model(catalog.SMOLLM2, models, tiny_folder) == tag
     assert staged(models) == []
-
-
-def test_there_is_one_shard_a_layer() -> None:
-    names = ["model.norm.weight", "model.layers.10.a.weight", "model.layers.2.a.weight", "model.layers.10.b.weight"]
-    assert store.shards([*names, "lm_head.weight"]) == [
-        ("layer-002.safetensors", ["model.layers.2.a.weight"]),
-        ("layer-010.safetensors", ["model.layers.10.a.weight", "model.layers.10.b.weight"]),
-        ("outside-layers.safetensors", ["model.norm.weight", "lm_head.weight"]),
-    ]
-    assert store.shards([]) == []
-
-
-def test_every_tensor_is_in_its_shard(tiny_home: Path) -> None:
-    for file in item_of(tiny_home / "models").glob("*.safetensors"):
-        for name in load_file(file):
-            assert store.shards([name]) == [(file.name, [name])]

@@ -1,68 +1,52 @@
-"""A weight matrix in NF4 as four plain tensors, through bitsandbytes' functional API. Knows no modules and no files.
+"""How a weight lies in memory in NF4: six plain tensors a matrix. Arithmetic only; knows no torch.
+
+For a matrix [N, K]; a stack of E matrices has E in front of every shape:
 
 packed   uint8 [N, K/2]      two 4-bit codes a byte, the even column in the high nibble
-absmax   uint8 [N*K/64]      scale of each block of 64 weights, itself quantised (row-major blocks)
-absmax2  fp32  [blocks/256]  scale of each block of 256 absmax values
+absmax   uint8 [N*K/64]      scale of each block of 64 weights (row-major), itself a code
+absmax2  fp32  [blocks/256]  scale of each block of 256 absmax codes
 offset   fp32  []            mean of the absmax values
+code     fp32  [16]          what a 4-bit code stands for
+code2    fp32  [256]         what an absmax code stands for
+
+The code tables travel with each matrix, as in bitsandbytes' own checkpoints (quant_map, nested_quant_map), so what
+stored bytes mean does not hang on a library's version.
 """
 
-from functools import cache
+from math import prod
 from typing import NamedTuple
-
-import torch
-from bitsandbytes import functional as bnb
 
 BLOCK = 64
 BLOCK2 = 256
+ITEM_BYTES = {"uint8": 1, "bfloat16": 2, "float16": 2, "float32": 4}
 
 
-class Packed(NamedTuple):
-    """One matrix [N, K] in NF4; 4.127 bits a weight where N*K is large."""
+class Spec(NamedTuple):
+    """A tensor's dtype and shape."""
 
-    packed: torch.Tensor
-    absmax: torch.Tensor
-    absmax2: torch.Tensor
-    offset: torch.Tensor
+    dtype: str
+    shape: tuple[int, ...]
 
-
-def nbytes(rows: int, columns: int) -> int:
-    """Exact size in bytes of a [rows, columns] matrix in this form."""
-    blocks = rows * columns // BLOCK
-    return rows * columns // 2 + blocks + 4 * -(-blocks // BLOCK2) + 4
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def quantise(weight: torch.Tensor) -> Packed:
-    """Quantise a float matrix [N, K], K a multiple of 64, on the device it is on."""
-    rows, columns = weight.shape
+def specs(rows: int, columns: int, *stack: int) -> dict[str, Spec]:
+    """The six tensors of a [rows, columns] matrix, or of a stack of them; ValueError unless 64 divides columns."""
     if columns % BLOCK:
         raise ValueError(f"{columns} columns are not a multiple of {BLOCK}")
-    packed, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
-    offset = torch.as_tensor(state.offset, dtype=torch.float32).reshape(())
-    return Packed(packed.reshape(rows, columns // 2), state.absmax, state.state2.absmax, offset)
+    blocks = rows * columns // BLOCK
+    return {
+        "packed": Spec("uint8", (*stack, rows, columns // 2)),
+        "absmax": Spec("uint8", (*stack, blocks)),
+        "absmax2": Spec("float32", (*stack, -(-blocks // BLOCK2))),
+        "offset": Spec("float32", stack),
+        "code": Spec("float32", (*stack, 16)),
+        "code2": Spec("float32", (*stack, 256)),
+    }
 
 
-@cache
-def _codes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 16 NF4 values and the 256 values of bitsandbytes' dynamic 8-bit map."""
-    nf4 = bnb.get_4bit_type("nf4", device=device)
-    return nf4, bnb.create_dynamic_map().to(device)
-
-
-def state(weight: Packed, dtype: torch.dtype) -> bnb.QuantState:
-    """What bitsandbytes' operators want to know of `weight` beside its bytes."""
-    nf4, dynamic = _codes(weight.packed.device)
-    return bnb.QuantState(
-        absmax=weight.absmax,
-        shape=torch.Size((weight.packed.shape[0], weight.packed.shape[1] * 2)),
-        dtype=dtype,
-        blocksize=BLOCK,
-        code=nf4,
-        quant_type="nf4",
-        offset=weight.offset,
-        state2=bnb.QuantState(absmax=weight.absmax2, blocksize=BLOCK2, code=dynamic, dtype=torch.float32),
-    )
-
-
-def dequantise(weight: Packed, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix [N, K] that `weight` stands for."""
-    return bnb.dequantize_4bit(weight.packed.reshape(-1, 1), state(weight, dtype))
+def nbytes(rows: int, columns: int, *stack: int) -> int:
+    """Exact size in bytes of all six; 4.127 bits a weight where the matrix is large."""
+    return sum(spec.nbytes for spec in specs(rows, columns, *stack).values())

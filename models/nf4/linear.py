@@ -1,31 +1,29 @@
-"""A linear layer whose weight stays in NF4. Knows nothing of where the bytes come from."""
+"""Modules that hold weights in NF4: one matrix or a stack of them. Know nothing of where the bytes come from."""
 
 import torch
-from bitsandbytes.autograd._functions import matmul_4bit
 from torch import nn
 
 from models.nf4 import layout
+from models.nf4.matrix import Packed, multiply
 
 
-class NF4Linear(nn.Module):
-    """y = x @ W.T for x [..., K] and W [N, K] in NF4; no bias. Its parameters are the tensors of layout.Packed."""
+class NF4Weight(nn.Module):
+    """A matrix [rows, columns], or a stack of `stack` of them; its parameters are the six tensors of the layout."""
 
-    def __init__(self, rows: int, columns: int) -> None:
+    def __init__(self, rows: int, columns: int, *stack: int) -> None:
         super().__init__()
-        blocks = rows * columns // layout.BLOCK
-        shapes = layout.Packed(
-            torch.empty(rows, columns // 2, dtype=torch.uint8),
-            torch.empty(blocks, dtype=torch.uint8),
-            torch.empty(-(-blocks // layout.BLOCK2), dtype=torch.float32),
-            torch.empty((), dtype=torch.float32),
-        )
-        for name, tensor in shapes._asdict().items():
+        self.rows, self.columns, self.stack = rows, columns, stack
+        for name, spec in layout.specs(rows, columns, *stack).items():
+            tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype))
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
-    def weight(self) -> layout.Packed:
-        return layout.Packed(*(self.get_parameter(name) for name in layout.Packed._fields))
+    def matrix(self, *index: int) -> Packed:
+        """The matrix at `index` of the stack: views, no copies."""
+        return Packed(*(self.get_parameter(name)[index] for name in Packed._fields))
+
+
+class NF4Linear(NF4Weight):
+    """y = x @ W.T for x [..., columns]; no bias."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.weight()
-        result: torch.Tensor = matmul_4bit(x, weight.packed.reshape(-1, 1), layout.state(weight, x.dtype))
-        return result
+        return multiply(x, self.matrix())

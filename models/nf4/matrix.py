@@ -1,0 +1,85 @@
+"""One matrix in NF4: quantised, dequantised and multiplied by bitsandbytes. Knows no modules and no files."""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from bitsandbytes import functional as bnb
+
+from models.nf4.layout import BLOCK, BLOCK2
+
+CHUNK = 1 << 22  # weights quantised at once: bounds the working memory, which is some 20 bytes a weight on a CPU
+
+
+class Packed(NamedTuple):
+    """The six tensors of one matrix [N, K]; models/nf4/layout.py says what is in them."""
+
+    packed: torch.Tensor
+    absmax: torch.Tensor
+    absmax2: torch.Tensor
+    offset: torch.Tensor
+    code: torch.Tensor
+    code2: torch.Tensor
+
+
+@cache
+def codes(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 16 NF4 values and the 256 values of bitsandbytes' dynamic 8-bit map."""
+    return bnb.get_4bit_type("nf4", device=device), bnb.create_dynamic_map().to(device)
+
+
+def quantise(weight: torch.Tensor, device: torch.device) -> Packed:
+    """Quantise a float matrix [N, K] on `device`, some rows at a time; ValueError unless 64 divides K.
+
+    The same bytes as bitsandbytes' quantize_4bit with compress_statistics: blocks never cross a row.
+    """
+    rows, columns = weight.shape
+    if columns % BLOCK:
+        raise ValueError(f"{columns} columns are not a multiple of {BLOCK}")
+    packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device=device)
+    absmax = torch.empty(rows * columns // BLOCK, dtype=torch.float32, device=device)
+    step = max(CHUNK // columns, 1)
+    for start in range(0, rows, step):
+        piece = weight[start : start + step].to(device, torch.float32).contiguous()
+        nibbles, state = bnb.quantize_4bit(piece, blocksize=BLOCK, compress_statistics=False, quant_type="nf4")
+        packed[start : start + step] = nibbles.reshape(-1, columns // 2)
+        absmax[start * columns // BLOCK :][: state.absmax.numel()] = state.absmax
+    offset = absmax.mean()
+    absmax8, state2 = bnb.quantize_blockwise(absmax - offset, blocksize=BLOCK2)
+    nf4, dynamic = codes(device)
+    return Packed(packed, absmax8, state2.absmax, offset, nf4, dynamic)
+
+
+def dequantise(weight: Packed, dtype: torch.dtype) -> torch.Tensor:
+    """The matrix [N, K] that `weight` stands for."""
+    rows, half = weight.packed.shape
+    state = bnb.QuantState(
+        absmax=weight.absmax,
+        shape=torch.Size((rows, half * 2)),
+        dtype=dtype,
+        blocksize=BLOCK,
+        code=weight.code,
+        quant_type="nf4",
+        offset=weight.offset,
+        state2=bnb.QuantState(absmax=weight.absmax2, blocksize=BLOCK2, code=weight.code2, dtype=torch.float32),
+    )
+    return bnb.dequantize_4bit(weight.packed.reshape(-1, 1), state)
+
+
+def multiply(x: torch.Tensor, weight: Packed) -> torch.Tensor:
+    """x [..., K] @ W.T → [..., N] in x's dtype, W never whole in memory where bitsandbytes has a fused kernel."""
+    rows, half = weight.packed.shape
+    if x.numel() == 0:
+        return x.new_empty(*x.shape[:-1], rows)
+    product: torch.Tensor = torch.ops.bitsandbytes.gemm_4bit.default(
+        x,
+        weight.packed.reshape(-1, 1),
+        (rows, half * 2),
+        weight.absmax2,
+        BLOCK,
+        "nf4",
+        absmax_8bit=weight.absmax,
+        absmax_code=weight.code2,
+        absmax_offset=weight.offset,
+    )
+    return product

@@ -1,0 +1,141 @@
+"""Turns of a conversation as ids and back. Text from outside can never become a control token or forge a turn.
+
+Two walls. Special tokens: text of a turn is tokenised with `split_special_tokens`, so `</s>` in it is five letters.
+Turn markers that are plain text to the tokenizer (Mixtral's [INST]): `guard` puts one word joiner, U+2060, behind the
+first character of each marker and of all that looks like one (other case, full-width letters, blanks or invisible
+characters between): "[INST]" becomes "[⁠INST]". A text that holds joiners there gets one more, `unguard` takes one
+away, so every text comes back as it was.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+from models.failure import Failure
+
+SLOT = "\ue000"  # stands for a turn's text while the chat template is rendered
+JOINER = "\u2060"
+UNSEEN = r"[\s\u00ad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe00-\ufe0f\ufeff]"
+# Where Unicode keeps other forms of ASCII: super- and subscripts, letter-like, enclosed, full-width, mathematical.
+FORMS = [(0x20, 0x2FF), (0x1D00, 0x1DBF), (0x2000, 0x2BFF), (0x3200, 0x33FF), (0xFE10, 0xFFEF), (0x1D400, 0x1F1FF)]
+
+
+class Turn(NamedTuple):
+    """Who says what."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+class Template:
+    """A model's chat template and tokenizer; `alternates`: it has no system turn, user and assistant speak by turns."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, markers: tuple[str, ...], alternates: bool) -> None:
+        self._tokenizer = tokenizer
+        self._markers = markers
+        self._alternates = alternates
+        self._special = re.compile("|".join(re.escape(token) for token in tokenizer.all_special_tokens))
+        self._skeleton = lru_cache(64)(self._render)
+        self._skeleton(("user",))
+
+    def encode(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of the whole prompt, up to where the assistant is to speak; Failure if this is no conversation.
+
+        One loss is the tokenizer's: SentencePiece writes a blank as U+2581, so it cannot tell that one from a blank.
+        """
+        turns = fold(turns) if self._alternates else turns
+        ids: list[int] = []
+        plain = ""  # between two control tokens all text is tokenised as one, as the tokenizer itself would do
+        texts = iter([guard(turn.text, self._markers) for turn in turns])
+        for piece in self._skeleton(tuple(turn.role for turn in turns)):
+            if isinstance(piece, int):
+                ids += self._ids(plain)
+                ids.append(piece)
+                plain = ""
+            else:
+                plain += next(texts) if piece == SLOT else piece
+        return ids + self._ids(plain)
+
+    def decode(self, ids: list[int]) -> str:
+        """What the model has said, with markers that it has copied as they were in the caller's text."""
+        return unguard(str(self._tokenizer.decode(ids, skip_special_tokens=True)), self._markers)
+
+    def _ids(self, text: str) -> list[int]:
+        if not text:
+            return []
+        return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def _render(self, roles: tuple[str, ...]) -> list[str | int]:
+        """The template around turns of these roles: text, ids of control tokens, and SLOT for the text of a turn."""
+        turns = [{"role": role, "content": SLOT} for role in roles]
+        shown = str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        if shown.count(SLOT) != len(roles):
+            raise ValueError("the chat template does not show the text of each turn exactly once")
+        pieces: list[str | int] = []
+        for part in re.split(f"({self._special.pattern}|{SLOT})", shown):
+            if self._special.fullmatch(part):
+                pieces.append(self._tokenizer.added_tokens_encoder[part])
+            elif part:
+                pieces.append(part)
+        return pieces
+
+
+def fold(turns: Sequence[Turn]) -> list[Turn]:
+    """The same conversation as user and assistant by turns: system text goes in front of the first user turn, turns
+    of one role that follow each other become one. Failure unless a user speaks first and last."""
+    folded: list[Turn] = []
+    system = [turn.text for turn in turns if turn.role == "system"]
+    for role, text in turns:
+        if role == "system":
+            continue
+        if folded and folded[-1].role == role:
+            folded[-1] = Turn(role, f"{folded[-1].text}\n\n{text}")
+        else:
+            folded.append(Turn(role, text))
+    if not folded or folded[0].role != "user" or folded[-1].role != "user":
+        raise Failure("invalid_value", "a conversation begins and ends with a user's turn")
+    return [Turn("user", "\n\n".join([*system, folded[0].text])), *folded[1:]]
+
+
+def guard(text: str, markers: tuple[str, ...]) -> str:
+    """Break every turn marker, and what looks like one, by a word joiner; `unguard` undoes it exactly."""
+    return _shift(text, markers, 1)
+
+
+def unguard(text: str, markers: tuple[str, ...]) -> str:
+    """Take away what `guard` put in."""
+    return _shift(text, markers, -1)
+
+
+def _shift(text: str, markers: tuple[str, ...], by: int) -> str:
+    if not markers:
+        return text
+    return _pattern(markers).sub(lambda found: found[1] + JOINER * max(len(found[2]) + by, 0), text)
+
+
+@cache
+def _pattern(markers: tuple[str, ...]) -> re.Pattern[str]:
+    """The first character of a marker, the joiners behind it; the rest is only looked at.
+
+    Between any two characters unseen ones may stand, so joiners put in elsewhere never make or break a match. All
+    repeats are possessive: the time is linear in the text.
+    """
+    alternatives = []
+    for marker in markers:
+        first, *rest = (_forms(character) for character in marker)
+        body = "".join(f"{UNSEEN}*+{forms}" for forms in rest)
+        alternatives.append(f"{first}(?={JOINER}*+{body})")
+    return re.compile(f"({'|'.join(alternatives)})({JOINER}*+)")
+
+
+@cache
+def _forms(character: str) -> str:
+    """A character class of all that Unicode calls a form of `character`, in either case."""
+    wanted = character.casefold()
+    ranges = (chr(number) for start, end in FORMS for number in range(start, end + 1))
+    found = [form for form in ranges if unicodedata.normalize("NFKC", form).casefold() == wanted]
+    return f"[{''.join(re.escape(form) for form in found)}]"
