@@ -88,7 +88,7 @@ def fill(network: PreTrainedModel, shards: Iterable[Path], device: torch.device)
     network.tie_weights()
     if missing := [name for name, weight in network.named_parameters() if weight.is_meta]:
         raise Failure("model_broken", f"the store has no tensor {missing[0]}")
-    _fill_constants(network, device)
+    fill_constants(network, device)
 
 
 def _tensors(shards: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -98,7 +98,7 @@ def _tensors(shards: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, shard.get_tensor(name)
 
 
-def _fill_constants(network: nn.Module, device: torch.device) -> None:
+def fill_constants(network: nn.Module, device: torch.device) -> None:
     """Rotary frequencies are not stored: such a module is made anew from the config."""
     for path, module in list(network.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):

@@ -74,7 +74,7 @@ def quantised(model: PreTrainedModel) -> PreTrainedModel:
     for name, tensor in tensors.items():
         path, _, last = name.rpartition(".")
         setattr(ours.get_submodule(path), last, nn.Parameter(tensor, requires_grad=False))
-    network._fill_constants(ours, CPU)
+    network.fill_constants(ours, CPU)
     return ours
 
 

@@ -1,0 +1,229 @@
+"""Full-size Mixtral with random NF4 weights made on the card, run through the engine; no file is read.
+
+Proves allocated bytes against the plan and greedy tokens against a path that dequantises every matrix, and puts the
+speed beside the bandwidth measured in the same run. Writes JSON under benchmarks/.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import settings
+
+settings.harden_process()
+
+import torch  # noqa: E402 - the environment comes first
+from torch import nn  # noqa: E402
+from torch.nn.functional import linear  # noqa: E402
+from transformers import MixtralConfig, PreTrainedModel  # noqa: E402
+
+from models import catalog, machine, network, plan  # noqa: E402
+from models.engine.engine import Engine  # noqa: E402
+from models.engine.sequence import Sampling, Sequence  # noqa: E402
+from models.nf4.experts import NF4Experts  # noqa: E402
+from models.nf4.linear import NF4Linear, NF4Weight  # noqa: E402
+from models.nf4.matrix import Packed, codes, dequantise  # noqa: E402
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+PROMPT, ANSWER = 1500, 120
+STEP_TOKENS = 2048
+BEHIND = 0.5
+
+
+def main() -> int:
+    """0: all that was looked at holds, or there is no card; 1: something does not."""
+    parser = argparse.ArgumentParser(prog="scripts/gpu_check", description=__doc__)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    options = parser.parse_args()
+    card = machine.card()
+    if card is None:
+        print("scripts/gpu_check: there is no NVIDIA card here; nothing was checked")
+        return 0
+    config = MixtralConfig(**{**catalog.MIXTRAL.config, "num_hidden_layers": options.layers})
+    found = check(config, torch.device("cuda"), BATCHES, PROMPT, ANSWER)
+    found["card"] = {"name": card.name, "driver": card.driver, "capability": card.capability, "bytes": card.total}
+    found["host"] = {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()}
+    found["versions"] = {name: version(name) for name in ("torch", "transformers", "bitsandbytes")}
+    file = options.out / f"gpu_check-{card.name.lower().replace(' ', '-')}-{options.layers}-layers.json"
+    options.out.mkdir(exist_ok=True)
+    file.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    return 0 if found["holds"] else 1
+
+
+def check(
+    config: MixtralConfig, device: torch.device, batches: tuple[int, ...], prompt: int, answer: int
+) -> dict[str, Any]:
+    """All figures for a model of this config; speeds in tokens a second, sizes in bytes."""
+    described = config.to_dict() | {"architectures": ["MixtralForCausalLM"]}
+    planned = plan.make("mixtral", described, "bfloat16")
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    model = make(config, device)
+    network.prove(model, planned.specs, device)
+    allocated = torch.cuda.memory_allocated() - before if device.type == "cuda" else network.resident_bytes(model)
+    bandwidth = copy_bandwidth(device)
+    active = active_bytes(planned, config)
+    speeds = [measure(model, batch, prompt, answer) for batch in batches]
+    agreement = compare(model, min(prompt, 200), min(answer, 32))
+    return {
+        "layers": config.num_hidden_layers,
+        "planned_bytes": planned.weights,
+        "allocated_bytes": allocated,
+        "parameters": len(planned.specs),
+        "copy_bytes_per_second": bandwidth,
+        "active_bytes_per_token": active,
+        "limit_tokens_per_second_at_1": bandwidth / active,
+        "runs": [speed | {"fraction_of_limit_at_1": speed["decode"] * active / bandwidth} for speed in speeds],
+        "agreement": agreement,
+        # The allocator rounds each tensor up to 512 bytes.
+        "holds": planned.weights <= allocated <= planned.weights + 512 * len(planned.specs) and agreement["holds"],
+    }
+
+
+def make(config: MixtralConfig, device: torch.device) -> PreTrainedModel:
+    """Random weights, spread like those of a trained model: each code equally likely, scales around 0.04."""
+    model = network.build(config, torch.bfloat16)
+    generator = torch.Generator(device).manual_seed(0)
+    constants = {"absmax2": torch.tensor(0.02), "offset": torch.tensor(0.04)}
+    constants |= dict(zip(("code", "code2"), codes(device), strict=True))
+    for path, module in model.named_modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            made = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+            if not isinstance(module, NF4Weight):
+                made = made.fill_(1) if made.dim() == 1 else made.normal_(std=0.02, generator=generator)
+            elif name in ("packed", "absmax"):
+                made.random_(0, 256, generator=generator)
+            else:
+                made.copy_(constants[name])
+            setattr(model.get_submodule(path), name, nn.Parameter(made, requires_grad=False))
+    network.fill_constants(model, device)
+    return model
+
+
+def active_bytes(planned: plan.Plan, config: MixtralConfig) -> int:
+    """Weights read for one token: all but the embedding, and of the experts those that are chosen."""
+    share = config.num_experts_per_tok / config.num_local_experts
+    return int(
+        sum(
+            spec.nbytes * (share if ".experts." in name else 1)
+            for name, spec in planned.specs.items()
+            if name != "model.embed_tokens.weight"
+        )
+    )
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, of the best of ten copies larger than any cache."""
+    size = (4 << 30) if device.type == "cuda" else (64 << 20)
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(10):
+        started = now(device)
+        target.copy_(source)
+        best = min(best, now(device) - started)
+    return 2 * size / best
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once all that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic()
+
+
+def sequences(model: PreTrainedModel, count: int, prompt: int, answer: int) -> list[Sequence]:
+    """Rows of random ids, the same ones every time."""
+    generator = torch.Generator().manual_seed(count)
+    ids = torch.randint(3, model.config.vocab_size, (count, prompt), generator=generator)
+    return [Sequence(row, Sampling(answer)) for row in ids.tolist()]
+
+
+@torch.inference_mode()
+def measure(model: PreTrainedModel, batch: int, prompt: int, answer: int) -> dict[str, Any]:
+    """Prefill and decode rates of `batch` rows through the engine; a short run before it warms up."""
+    device = next(model.parameters()).device
+    rates: dict[str, Any] = {}
+    for tokens in (4, answer):
+        engine = Engine(model, set(), kv_tokens=batch * (prompt + tokens), step_tokens=STEP_TOKENS, max_waiting=batch)
+        rows = sequences(model, batch, prompt, tokens)
+        for row in rows:
+            engine.submit(row)
+        spent = {"prefill": [0, 0.0], "decode": [0, 0.0]}
+        while not all(row.future.done() for row in rows):
+            computed = sum(row.computed for row in rows)
+            phase = "decode" if all(row.output for row in rows) else "prefill"
+            started = now(device)
+            engine.step()
+            spent[phase][1] += now(device) - started
+            spent[phase][0] += sum(row.computed for row in rows) - computed
+        rates = {phase: count / max(seconds, 1e-9) for phase, (count, seconds) in spent.items()}
+    return {"batch": batch, "prompt": prompt, "answer": answer} | rates
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model with every matrix dequantised whole before it is used: slow, and plain to read."""
+
+    model: PreTrainedModel
+
+    def __enter__(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, NF4Linear):
+                object.__setattr__(module, "forward", lambda x, module=module: times(x, module.matrix()))
+            elif isinstance(module, NF4Experts):
+                object.__setattr__(module, "forward", lambda *given, module=module: mix(module, *given))
+        self.model.config._attn_implementation = "sdpa"
+
+    def __exit__(self, *_: object) -> None:
+        for module in self.model.modules():
+            module.__dict__.pop("forward", None)
+        self.model.config._attn_implementation = "flat"
+
+
+def times(x: torch.Tensor, weight: Packed) -> torch.Tensor:
+    return linear(x, dequantise(weight, x.dtype))
+
+
+def mix(module: NF4Experts, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Every expert on every token, those that were not chosen weighted with zero."""
+    share = torch.zeros(x.shape[0], module.gate_proj.stack[0], dtype=weights.dtype, device=x.device)
+    share.scatter_(1, chosen, weights)
+    result = torch.zeros_like(x)
+    for expert in range(share.shape[1]):
+        hidden = module.act_fn(times(x, module.gate_proj.matrix(expert))) * times(x, module.up_proj.matrix(expert))
+        result += (times(hidden, module.down_proj.matrix(expert)) * share[:, expert, None]).to(x.dtype)
+    return result
+
+
+@torch.inference_mode()
+def compare(model: PreTrainedModel, prompt: int, answer: int) -> dict[str, Any]:
+    """Greedy tokens of the engine beside the reference's choice at each place, given the same tokens before it.
+
+    Rounding may turn a near tie, of tokens or of experts. `worst_behind` says how far below the best the reference's
+    logits put a chosen token, in standard deviations; what a wrong path chooses lies some four of them behind.
+    """
+    device = next(model.parameters()).device
+    engine = Engine(model, set(), kv_tokens=prompt + answer, step_tokens=STEP_TOKENS, max_waiting=1)
+    (row,) = sequences(model, 1, prompt, answer)
+    engine.submit(row)
+    while not row.future.done():
+        engine.step()
+    ids = torch.tensor([row.prompt + row.output], device=device)
+    with Reference(model):
+        logits = model(input_ids=ids, use_cache=False).logits[0, prompt - 1 : -1].float()
+    made = ids[0, prompt:, None]
+    behind = (logits.max(dim=-1).values - logits.gather(1, made)[:, 0]) / logits.std(dim=-1)
+    same = int((logits.argmax(dim=-1) == made[:, 0]).sum())
+    return {"tokens": answer, "same": same, "worst_behind": float(behind.max()), "holds": float(behind.max()) < BEHIND}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
