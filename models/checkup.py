@@ -105,14 +105,15 @@ def judge_software(found: Software) -> Iterator[Check]:
 def judge_card(found: Software, card: Machine) -> Iterator[Check]:
     """Driver, torch's CUDA build, its compiled architectures, and bitsandbytes' library for this card."""
     major, minor = card.capability
-    cuda_major = int(found.cuda.split(".")[0]) if found.cuda else 0
-    floor = max(DRIVERS.get(cuda_major, 0), DRIVER_OF_CAPABILITY_12 if major >= 12 else 0)
-    old = int(card.driver.split(".")[0]) < floor
-    yield Check("driver", card.driver, f"{floor} or newer is needed for CUDA {found.cuda}: update it" if old else "")
     if not found.cuda:
         mend = f"a CUDA build is needed for the {card.name}: install it, or set TORCH_DEVICE=cpu"
-        yield Check("torch build", f"{found.torch} has no CUDA", mend)
+        yield Check("torch build", f"{found.torch or 'none'}, without CUDA", mend)
         return
+    floor, why = DRIVERS.get(int(found.cuda.split(".")[0]), 0), f"CUDA {found.cuda}"
+    if major >= 12 and floor < DRIVER_OF_CAPABILITY_12:
+        floor, why = DRIVER_OF_CAPABILITY_12, f"the {card.name}"
+    old = int(card.driver.split(".")[0]) < floor
+    yield Check("driver", card.driver, f"{floor} or newer is needed for {why}: update it" if old else "")
     mend = "" if found.torch_sees_card else "torch finds no card: check driver, CUDA_VISIBLE_DEVICES, container"
     yield Check("torch build", f"CUDA {found.cuda}", mend)
     if found.torch_sees_card:
@@ -143,19 +144,27 @@ def judge_store(model: Model, store: Path) -> Iterator[Check]:
         described = manifest.read(manifest.locate(model, store))
     except Failure as failure:
         if failure.code == "model_broken":
-            yield Check("store", failure.message, "import it again")
+            yield Check("store", "its item is broken", failure.message)
             return
         yield Check("store", f"{model.name} is not imported", f"run scripts/import_model {model.name}")
-        free, needed = machine.disk_free(store), download_bytes(model) + plan.of_row(model).weights
-        mend = "" if free >= needed else f"{needed:,} are needed for the import: free some, or use a larger volume"
-        yield Check("disk", f"{free:,} bytes free", mend)
+        yield from judge_disk(model, store)
     else:
         yield Check("store", f"{described.tag}, {described.resident_bytes:,} bytes")
 
 
-def download_bytes(model: Model) -> int:
-    """What the import leaves in the hub's cache: a repository's weights in 16 bits; a wheel is removed again."""
-    return plan.of_row(model).parameters * 2 if isinstance(model.source, Hub) else 0
+def judge_disk(model: Model, store: Path) -> Iterator[Check]:
+    """Whether an import has room: the item in the store, and a hub's 16-bit files in the hub's cache."""
+    planned = plan.of_row(model)
+    needed = {store: planned.weights}
+    if isinstance(model.source, Hub):
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        needed[Path(HF_HUB_CACHE)] = planned.parameters * 2
+    for path in needed:
+        shared = sum(more for other, more in needed.items() if machine.disk_of(other) == machine.disk_of(path))
+        free = machine.disk_free(path)
+        mend = "" if free >= shared else f"{shared:,} are needed for the import: free some, or use a larger volume"
+        yield Check("disk of the store" if path == store else "disk of the hub's cache", f"{free:,} bytes free", mend)
 
 
 def judge_memory(model: Model, store: Path, here: Machine, kv_tokens: int) -> Check:

@@ -54,7 +54,7 @@ def look(device: str = "") -> Machine:
 
 
 def card() -> Machine | None:
-    """GPU 0, or None where there is no NVIDIA driver or no GPU."""
+    """GPU 0, or None where there is no NVIDIA driver or no GPU; Failure where there is one that cannot be asked."""
     import pynvml
 
     try:
@@ -69,6 +69,8 @@ def card() -> Machine | None:
         capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
         name, driver = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion()
         return Machine("cuda", name, int(memory.free), int(memory.total), capability, driver)
+    except pynvml.NVMLError as error:
+        raise Failure("machine_unfit", f"the NVIDIA driver does not answer for GPU 0: {error}") from error
     finally:
         pynvml.nvmlShutdown()
 
@@ -81,17 +83,25 @@ def host() -> Machine:
     free, total = int(memory.available), int(memory.total)
     try:
         bound = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
         counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no bound ("max"), or no such file
+        # What the kernel keeps of files it gives back when asked.
+        used -= int(counts["active_file"]) + int(counts["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no bound ("max"), or no such file
         return Machine("cpu", "this host", free, total)
-    # What the kernel keeps of files it gives back when asked.
-    used = int((CGROUP / "memory.current").read_text()) - int(counts["active_file"]) - int(counts["inactive_file"])
     return Machine("cpu", "this container", min(free, bound - used), min(total, bound))
 
 
 def disk_free(path: Path) -> int:
     """Bytes that can be written where `path` is or would be made."""
-    while not path.exists():
-        path = path.parent
-    room = os.statvfs(path)
+    room = os.statvfs(_existing(path))
     return room.f_bavail * room.f_frsize
+
+
+def disk_of(path: Path) -> int:
+    """The number of the file system on which `path` is or would be made."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

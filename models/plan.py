@@ -70,7 +70,8 @@ class Plan:
                 "memory_too_small",
                 f"{self.name} needs {needed:,} bytes: {self.weights:,} of weights, {WORKSPACE[machine.device]:,} of "
                 f"workspace, {tokens * self.kv_bytes_per_token:,} for {tokens:,} tokens of KV cache; "
-                f"{machine.name} has {machine.free:,} free, {needed - machine.free:,} too few",
+                f"{machine.name} has {machine.free:,} free, {needed - machine.free:,} too few; "
+                "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card",
             )
         if wanted:
             return wanted
@@ -96,60 +97,98 @@ def make(name: str, config: Mapping[str, Any], dtype: str) -> Plan:
     specs: dict[str, Spec] = {}
     groups: dict[str, str] = {}
     try:
-        for group, parameter, spec in _parameters(config, dtype):
+        sizes = _sizes(config)
+        for group, parameter, spec in _parameters(sizes, dtype):
             specs[parameter], groups[parameter] = spec, group
-        kv = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * _head_dim(config) * ITEM_BYTES[dtype]
-    except (KeyError, TypeError, ValueError) as error:
-        raise Failure("model_unsupported", f"{name}: the config cannot be planned ({error})") from error
+        kv = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * ITEM_BYTES[dtype]
+    except ValueError as error:
+        raise Failure("model_unsupported", f"{name} cannot be planned: {error}") from error
     return Plan(name, specs, groups, kv)
 
 
-def _parameters(config: Mapping[str, Any], dtype: str) -> Iterator[tuple[str, str, Spec]]:
-    """Group, name and spec of every parameter, under transformers' names."""
-    (architecture,) = config["architectures"]
-    if architecture not in ("LlamaForCausalLM", "MixtralForCausalLM"):
-        raise ValueError(f"{architecture} is not known")
+@dataclass(frozen=True)
+class _Sizes:
+    """What of a config decides the shapes of parameters; `experts` is 0 for a dense model."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    experts: int
+    tied: bool
+
+
+def _sizes(config: Mapping[str, Any]) -> _Sizes:
+    """Read and check them; ValueError names what cannot be used."""
+
+    def size(key: str, most: int = 1 << 24, default: int | None = None) -> int:
+        value = default if config.get(key) is None else config[key]
+        if type(value) is not int or not 0 < value <= most:
+            raise ValueError(f"{key} is {value!r}, not a whole number from 1 to {most:,}")
+        return value
+
+    if not isinstance(config, Mapping):
+        raise ValueError("the config is no JSON object")
+    architectures = config.get("architectures")
+    if architectures not in (["LlamaForCausalLM"], ["MixtralForCausalLM"]):
+        raise ValueError(f"architectures is {architectures!r}; LlamaForCausalLM and MixtralForCausalLM are known")
+    for key in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+        if config.get(key) not in (None, False, True):
+            raise ValueError(f"{key} is {config[key]!r}, neither true nor false")
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise ValueError("layers with a bias are not known")
-    hidden, tokens = config["hidden_size"], config["vocab_size"]
-    yield "embeddings", "model.embed_tokens.weight", Spec(dtype, (tokens, hidden))
-    if not config.get("tie_word_embeddings", False):
-        yield "embeddings", "lm_head.weight", Spec(dtype, (tokens, hidden))
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    return _Sizes(
+        hidden=hidden,
+        intermediate=size("intermediate_size"),
+        layers=size("num_hidden_layers", most=1000),
+        heads=heads,
+        kv_heads=size("num_key_value_heads", default=heads),
+        head_dim=size("head_dim", default=hidden // heads),
+        vocabulary=size("vocab_size"),
+        experts=size("num_local_experts", most=1000) if architectures == ["MixtralForCausalLM"] else 0,
+        tied=bool(config.get("tie_word_embeddings")),
+    )
+
+
+def _parameters(sizes: _Sizes, dtype: str) -> Iterator[tuple[str, str, Spec]]:
+    """Group, name and spec of every parameter, under transformers' names."""
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"{dtype} is no dtype that is known")
+    hidden = sizes.hidden
+    yield "embeddings", "model.embed_tokens.weight", Spec(dtype, (sizes.vocabulary, hidden))
+    if not sizes.tied:
+        yield "embeddings", "lm_head.weight", Spec(dtype, (sizes.vocabulary, hidden))
     yield "norms", "model.norm.weight", Spec(dtype, (hidden,))
-    for number in range(config["num_hidden_layers"]):
+    for number in range(sizes.layers):
         layer = f"model.layers.{number}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield "norms", f"{layer}.{norm}.weight", Spec(dtype, (hidden,))
-        yield from _attention(config, f"{layer}.self_attn")
-        if architecture == "MixtralForCausalLM":
-            experts = config["num_local_experts"]
-            yield "router", f"{layer}.mlp.gate.weight", Spec(dtype, (experts, hidden))
-            yield from _mlp("experts", f"{layer}.mlp.experts", config, experts)
+        yield from _attention(sizes, f"{layer}.self_attn")
+        if sizes.experts:
+            yield "router", f"{layer}.mlp.gate.weight", Spec(dtype, (sizes.experts, hidden))
+            yield from _mlp("experts", f"{layer}.mlp.experts", sizes, sizes.experts)
         else:
-            yield from _mlp("mlp", f"{layer}.mlp", config)
+            yield from _mlp("mlp", f"{layer}.mlp", sizes)
 
 
-def _attention(config: Mapping[str, Any], path: str) -> Iterator[tuple[str, str, Spec]]:
-    hidden, dim = config["hidden_size"], _head_dim(config)
-    queries, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
-    yield from _nf4("attention", f"{path}.q_proj", queries, hidden)
-    yield from _nf4("attention", f"{path}.k_proj", keys, hidden)
-    yield from _nf4("attention", f"{path}.v_proj", keys, hidden)
-    yield from _nf4("attention", f"{path}.o_proj", hidden, queries)
+def _attention(sizes: _Sizes, path: str) -> Iterator[tuple[str, str, Spec]]:
+    queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+    yield from _nf4("attention", f"{path}.q_proj", queries, sizes.hidden)
+    yield from _nf4("attention", f"{path}.k_proj", keys, sizes.hidden)
+    yield from _nf4("attention", f"{path}.v_proj", keys, sizes.hidden)
+    yield from _nf4("attention", f"{path}.o_proj", sizes.hidden, queries)
 
 
-def _mlp(group: str, path: str, config: Mapping[str, Any], *stack: int) -> Iterator[tuple[str, str, Spec]]:
-    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
-    yield from _nf4(group, f"{path}.gate_proj", intermediate, hidden, *stack)
-    yield from _nf4(group, f"{path}.up_proj", intermediate, hidden, *stack)
-    yield from _nf4(group, f"{path}.down_proj", hidden, intermediate, *stack)
+def _mlp(group: str, path: str, sizes: _Sizes, *stack: int) -> Iterator[tuple[str, str, Spec]]:
+    yield from _nf4(group, f"{path}.gate_proj", sizes.intermediate, sizes.hidden, *stack)
+    yield from _nf4(group, f"{path}.up_proj", sizes.intermediate, sizes.hidden, *stack)
+    yield from _nf4(group, f"{path}.down_proj", sizes.hidden, sizes.intermediate, *stack)
 
 
 def _nf4(group: str, path: str, rows: int, columns: int, *stack: int) -> Iterator[tuple[str, str, Spec]]:
     for part, spec in layout.specs(rows, columns, *stack).items():
         yield (group if part == "packed" else CONSTANTS), f"{path}.{part}", spec
-
-
-def _head_dim(config: Mapping[str, Any]) -> int:
-    dim: int = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return dim

@@ -15,6 +15,12 @@ def main() -> int:
     options = parser.parse_args()
     settings.harden_process()
     try:
+        import psutil  # noqa: F401 - machine.look needs both, and says so only where it fails
+        import pynvml  # noqa: F401
+    except ModuleNotFoundError as missing:
+        print(f"FAIL  packages: {missing.name} is not installed; run scripts/install requirements.lock")
+        return 1
+    try:
         wanted = settings.read()
         here = machine.look(wanted.device)
         model = catalog.row(options.name or wanted.model, here.device == "cuda")

@@ -20,7 +20,7 @@ def main() -> int:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--card", choices=list(CARDS), metavar="NAME", help=", ".join(CARDS))
     where.add_argument("--vram", type=size, metavar="SIZE", help="bytes that CUDA shows: 32GiB, 24000MB, …")
-    parser.add_argument("--kv-tokens", type=int, default=0, metavar="N", help="tokens in flight that must fit")
+    parser.add_argument("--kv-tokens", type=count, default=0, metavar="N", help="tokens in flight that must fit")
     options = parser.parse_args()
     try:
         planned = read(options.model)
@@ -30,14 +30,21 @@ def main() -> int:
     show(planned)
     if options.card:
         return fit(planned, CARDS[options.card], options.kv_tokens)
-    if options.vram:
+    if options.vram is not None:
         return fit(planned, Machine("cuda", "the card", options.vram, options.vram), options.kv_tokens)
     return 0
 
 
+def count(text: str) -> int:
+    """A number above 0 that `text` says."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 999999999")
+    return int(text)
+
+
 def size(text: str) -> int:
     """Bytes that `text` says."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMG]I?B)?", text.strip().upper())
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) *([KMG]I?B)?", text.strip().upper())
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write 32GiB or 34359738368")
     return int(float(found[1]) * UNITS[found[2] or ""])
