@@ -3,7 +3,7 @@
 Two walls. Special tokens: text of a turn is tokenised with `split_special_tokens`, so `</s>` in it is five letters.
 Turn markers that are plain text to the tokenizer (Mixtral's [INST]): `guard` puts one word joiner, U+2060, behind the
 first character of each marker and of all that looks like one (other case, full-width letters, blanks or invisible
-characters between): "[INST]" becomes "[⁠INST]". A text that holds joiners there gets one more, `unguard` takes one
+characters between): "[INST]" becomes "[" + U+2060 + "INST]". A text that holds joiners there gets one more, `unguard` takes one
 away, so every text comes back as it was.
 """
 

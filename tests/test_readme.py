@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import pytest
 
 from serving.errors import KINDS
 from serving.protocol import Prompt
@@ -58,6 +57,20 @@ def test_the_commands_run_as_they_stand(home: Path, tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_the_plan_prints_what_is_shown() -> None:
+    (shown,) = blocks("console")
+    command, _, output = shown.partition("\n")
+    printed = subprocess.check_output(shlex.split(command.removeprefix("$ ")), cwd=ROOT, text=True)
+    assert printed == output
+
+
+def test_every_script_is_named() -> None:
+    (tree,) = blocks("text")
+    line = next(line for line in tree.splitlines() if line.startswith("scripts/"))
+    named = set(re.findall(r"\w+", line.split(maxsplit=1)[1]))
+    assert named == {path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix}
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     assert blocks("sh")[2].strip() in (ROOT / ".ci" / "run").read_text()
 
@@ -92,6 +105,6 @@ def test_every_error_and_every_field_is_in_its_table() -> None:
         assert f"`{field}`" in tables
 
 
-@pytest.mark.parametrize("name", ["serve", "test", "check", "import_model", "install", "lock"])
-def test_scripts_are_there_to_be_run(name: str) -> None:
-    assert os.access(ROOT / "scripts" / name, os.X_OK)
+def test_scripts_are_there_to_be_run() -> None:
+    for path in (ROOT / "scripts").iterdir():
+        assert path.suffix or path.is_dir() or os.access(path, os.X_OK), path
