@@ -130,7 +130,7 @@ class ZopilotGPU:
 
 def _choose() -> tuple[catalog.Model, machine.Machine]:
     """The catalogue row to serve, and the card or host that is to serve it."""
-    here = machine.look(SETTINGS.device)
+    here = machine.look(SETTINGS.device, settings.visible_cards())
     return catalog.row(SETTINGS.model, here.device == "cuda"), here
 
 

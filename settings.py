@@ -66,7 +66,7 @@ class Settings:
     kv_tokens: int = _variable(
         "ZOPILOT_KV_TOKENS", 0, _whole(0, 10_000_000), "tokens in flight; 0: what fits (without a card at most 32,768)"
     )
-    step_tokens: int = _variable("ZOPILOT_STEP_TOKENS", 512, _whole(16, 65_536), "tokens in one step of the engine")
+    step_tokens: int = _variable("ZOPILOT_STEP_TOKENS", 512, _whole(16, 4096), "tokens in one step of the engine")
     deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 
 
@@ -93,6 +93,11 @@ def store_path() -> Path:
     return Path(home) / "models"
 
 
+def visible_cards() -> str:
+    """Which cards CUDA is to see, in CUDA's own words; empty: all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
 def harden_process() -> None:
     """What must hold before BentoML or a model library is used in a serving process.
 
@@ -101,6 +106,7 @@ def harden_process() -> None:
     Offline: with AVX512-BF16 importing bitsandbytes would otherwise ask the hub for a kernel.
     """
     os.environ.setdefault("BENTOML_CONTAINERIZED", "true")
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the driver's own order, so that both number the cards alike
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"

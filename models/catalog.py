@@ -93,6 +93,7 @@ MIXTRAL = Model(
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
         "num_local_experts": 8,
+        "num_experts_per_tok": 2,
         "vocab_size": 32_000,
     },
     dtype="bfloat16",

@@ -24,7 +24,8 @@ DRIVER_OF_CAPABILITY_12 = 570
 
 @dataclass(frozen=True)
 class Software:
-    """What is installed. `torch` and `bitsandbytes` are "" where they are not; `cuda` is "" in a build for CPUs."""
+    """What is installed. `torch` and `bitsandbytes` are "" where they are not, `cuda` is "" in a build for CPUs,
+    `torch_card` is the UUID of the card that torch would use."""
 
     python: tuple[int, int]
     platform: str
@@ -32,6 +33,7 @@ class Software:
     cuda: str
     architectures: tuple[str, ...]
     torch_sees_card: bool
+    torch_card: str
     bitsandbytes: str
     bitsandbytes_for_cuda: bool
 
@@ -54,7 +56,7 @@ class Check:
 
 def software() -> Software:
     """Look at this process; a library that cannot be imported counts as not installed."""
-    torch_version = cuda = quantiser = ""
+    torch_version = cuda = uuid = quantiser = ""
     architectures: tuple[str, ...] = ()
     sees_card = for_cuda = False
     try:
@@ -63,6 +65,7 @@ def software() -> Software:
         torch_version, cuda = str(torch.__version__), torch.version.cuda or ""
         sees_card = torch.cuda.is_available()
         architectures = tuple(torch.cuda.get_arch_list()) if sees_card else ()
+        uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}" if sees_card else ""
         from bitsandbytes import cextension
 
         quantiser = version("bitsandbytes")
@@ -71,13 +74,22 @@ def software() -> Software:
         pass
     python = sys.version_info[:2]
     where = f"{platform.system()} {platform.machine()}"
-    return Software(python, where, torch_version, cuda, architectures, sees_card, quantiser, for_cuda)
+    return Software(python, where, torch_version, cuda, architectures, sees_card, uuid, quantiser, for_cuda)
 
 
 def examine(model: Model, store: Path, here: Machine, kv_tokens: int = 0) -> list[Check]:
     """All checks for serving `model` from `store` here with `kv_tokens` tokens of KV cache (0: what fits)."""
     found = software()
     checks = [*judge_software(found), *judge_store(model, store)]
+    if here.device == "cuda":
+        checks += judge_card(found, here)
+    return [*checks, judge_memory(model, store, here, kv_tokens)]
+
+
+def examine_import(model: Model, store: Path, here: Machine, kv_tokens: int = 0) -> list[Check]:
+    """All that can be known before `model` is fetched: it would be of no use here, or there is no room for it."""
+    found = software()
+    checks = [*judge_software(found), *judge_disk(model, store)]
     if here.device == "cuda":
         checks += judge_card(found, here)
     return [*checks, judge_memory(model, store, here, kv_tokens)]
@@ -117,6 +129,9 @@ def judge_card(found: Software, card: Machine) -> Iterator[Check]:
     mend = "" if found.torch_sees_card else "torch finds no card: check driver, CUDA_VISIBLE_DEVICES, container"
     yield Check("torch build", f"CUDA {found.cuda}", mend)
     if found.torch_sees_card:
+        same = found.torch_card == card.uuid
+        mend = "" if same else f"torch would use {found.torch_card}: name one card in CUDA_VISIBLE_DEVICES"
+        yield Check("card", f"{card.name} {card.uuid}", mend)
         runs = any(_runs(name, major, minor) for name in found.architectures)
         mend = "" if runs else f"sm_{major}{minor} is needed for the {card.name}: install a torch built for it"
         yield Check("architectures", " ".join(found.architectures), mend)
@@ -155,16 +170,16 @@ def judge_store(model: Model, store: Path) -> Iterator[Check]:
 def judge_disk(model: Model, store: Path) -> Iterator[Check]:
     """Whether an import has room: the item in the store, and a hub's 16-bit files in the hub's cache."""
     planned = plan.of_row(model)
-    needed = {store: planned.weights}
+    needed = [("disk of the store", store, planned.weights)]
     if isinstance(model.source, Hub):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        needed[Path(HF_HUB_CACHE)] = planned.parameters * 2
-    for path in needed:
-        shared = sum(more for other, more in needed.items() if machine.disk_of(other) == machine.disk_of(path))
+        needed.append(("disk of the hub's cache", Path(HF_HUB_CACHE), planned.parameters * 2))
+    for subject, path, _ in needed:
+        shared = sum(more for _, other, more in needed if machine.disk_of(other) == machine.disk_of(path))
         free = machine.disk_free(path)
         mend = "" if free >= shared else f"{shared:,} are needed for the import: free some, or use a larger volume"
-        yield Check("disk of the store" if path == store else "disk of the hub's cache", f"{free:,} bytes free", mend)
+        yield Check(subject, f"{free:,} bytes free", mend)
 
 
 def judge_memory(model: Model, store: Path, here: Machine, kv_tokens: int) -> Check:

@@ -21,6 +21,7 @@ class Machine:
     total: int
     capability: tuple[int, int] = (0, 0)
     driver: str = ""
+    uuid: str = ""
 
 
 # Bytes that CUDA shows to a program, rounded down from what programs report (torch.cuda.mem_get_info); a card's
@@ -45,32 +46,42 @@ CARDS = {
 }
 
 
-def look(device: str = "") -> Machine:
+def look(device: str = "", visible: str = "") -> Machine:
     """This machine; `device` "cpu" ignores a card, "" takes one where there is one, "cuda" is a Failure without one."""
-    found = None if device == "cpu" else card()
+    found = None if device == "cpu" else card(visible)
     if device == "cuda" and found is None:
         raise Failure("machine_unfit", "TORCH_DEVICE is cuda and there is no NVIDIA card here")
     return found or host()
 
 
-def card() -> Machine | None:
-    """GPU 0, or None where there is no NVIDIA driver or no GPU; Failure where there is one that cannot be asked."""
+def card(visible: str = "") -> Machine | None:
+    """The card that is to compute, or None where there is no NVIDIA driver or no card; Failure where it is broken.
+
+    `visible` is CUDA_VISIBLE_DEVICES: its first entry counts, a number in the order of the PCI bus or a UUID.
+    """
+    visible = visible.split(",")[0].strip()
     import pynvml
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         return None
+    except pynvml.NVMLError as error:  # a driver that is there and broken must not pass for a machine without one
+        raise Failure("machine_unfit", f"the NVIDIA driver cannot be used: {error}") from error
     try:
         if pynvml.nvmlDeviceGetCount() == 0:
             return None
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        if visible.isdigit() or not visible:
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(visible or 0))
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(visible)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle))
         name, driver = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion()
-        return Machine("cuda", name, int(memory.free), int(memory.total), capability, driver)
+        uuid = pynvml.nvmlDeviceGetUUID(handle)
+        return Machine("cuda", name, int(memory.free), int(memory.total), capability, driver, uuid)
     except pynvml.NVMLError as error:
-        raise Failure("machine_unfit", f"the NVIDIA driver does not answer for GPU 0: {error}") from error
+        raise Failure("machine_unfit", f"the NVIDIA driver does not answer for GPU {visible or 0}: {error}") from error
     finally:
         pynvml.nvmlShutdown()
 
@@ -104,4 +115,4 @@ def disk_of(path: Path) -> int:
 
 
 def _existing(path: Path) -> Path:
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if os.access(parent, os.F_OK))

@@ -48,6 +48,13 @@ def item_version(revision: str) -> str:
 
 def locate(model: Model, store: Path) -> Path:
     """The item to serve: the pinned revision, else the latest import from a folder. Failure tells how to import one."""
+    try:
+        return _locate(model, store)
+    except OSError as error:
+        raise Failure("model_broken", f"the model store cannot be read: {error.strerror}") from error
+
+
+def _locate(model: Model, store: Path) -> Path:
     pinned = store / model.name / item_version(model.source.revision[:12])
     if (pinned / FILE).is_file():
         return pinned

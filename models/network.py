@@ -21,7 +21,7 @@ from models.nf4.matrix import codes
 
 
 @dataclass(frozen=True)
-class Source:
+class Need:
     """A tensor of the float checkpoint, and where it goes.
 
     `index` is None for one that stays as it is (`target` is a parameter), else the place in the stack of the
@@ -38,6 +38,11 @@ def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model on the meta device, linear layers and experts in NF4; routers, norms, embeddings, `lm_head` float."""
     with torch.device("meta"):
         network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if config.architectures not in (None, [type(network).__name__]):
+            raise Failure(
+                "model_unsupported",
+                f"config.json names {config.architectures}, and describes a {type(network).__name__}",
+            )
         for path, module in list(network.named_modules()):
             parent, _, name = path.rpartition(".")
             if experts.is_stack(module):
@@ -52,18 +57,18 @@ def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     return network
 
 
-def sources(network: PreTrainedModel) -> list[Source]:
+def needs(network: PreTrainedModel) -> list[Need]:
     """What a checkpoint must hold to fill `network`, under transformers' names; an expert's matrices one by one."""
-    found: list[Source] = []
+    found: list[Need] = []
     packed = {path: module for path, module in network.named_modules() if isinstance(module, NF4Weight)}
     for name, weight in network.named_parameters():
         if name.rpartition(".")[0] not in packed:
-            found.append(Source(name, tuple(weight.shape), name, None))
+            found.append(Need(name, tuple(weight.shape), name, None))
     for path, module in packed.items():
         parent, _, name = path.rpartition(".")
         for index in product(*map(range, module.stack)):
             stored = ".".join([parent, *map(str, index), name, "weight"])
-            found.append(Source(stored, (module.rows, module.columns), path, index))
+            found.append(Need(stored, (module.rows, module.columns), path, index))
     return found
 
 
@@ -82,7 +87,7 @@ def fill(network: PreTrainedModel, shards: Iterable[Path], device: torch.device)
         if name not in expected or (tensor.shape, tensor.dtype) != expected.pop(name):
             raise Failure("model_broken", f"the stored tensor {name} does not fit the model")
         parent, _, attribute = name.rpartition(".")
-        # clone: the file is mapped, and what is served must not change or vanish with it.
+        # A copy: the file is mapped, and what is served must not change or vanish with it.
         owned = nn.Parameter(tensor.to(device, copy=True), requires_grad=False)
         setattr(network.get_submodule(parent), attribute, owned)
     network.tie_weights()

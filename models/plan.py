@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from models.catalog import Model
@@ -23,6 +24,7 @@ CONSTANTS = GROUPS[-1]
 WORKSPACE = {"cuda": 2 << 30, "cpu": 512 << 20}
 DOCUMENT = 1620  # tokens: 1,500 of prompt and 120 of answer
 LEAST_KV_TOKENS = 8192
+FLOATS = ("bfloat16", "float16", "float32")
 MOST_KV_TOKENS_ON_CPU = 32_768
 
 
@@ -71,7 +73,7 @@ class Plan:
                 f"{self.name} needs {needed:,} bytes: {self.weights:,} of weights, {WORKSPACE[machine.device]:,} of "
                 f"workspace, {tokens * self.kv_bytes_per_token:,} for {tokens:,} tokens of KV cache; "
                 f"{machine.name} has {machine.free:,} free, {needed - machine.free:,} too few; "
-                "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card",
+                "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card or a smaller model",
             )
         if wanted:
             return wanted
@@ -87,7 +89,7 @@ def of_item(name: str, item: Path, dtype: str) -> Plan:
     """The plan of what is in the store; Failure where its config cannot be read."""
     try:
         config = json.loads((item / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Failure("model_broken", f"{name}: config.json cannot be read") from error
     return make(name, config, dtype)
 
@@ -127,37 +129,46 @@ def _sizes(config: Mapping[str, Any]) -> _Sizes:
     def size(key: str, most: int = 1 << 24, default: int | None = None) -> int:
         value = default if config.get(key) is None else config[key]
         if type(value) is not int or not 0 < value <= most:
-            raise ValueError(f"{key} is {value!r}, not a whole number from 1 to {most:,}")
+            raise ValueError(f"{key} is {shown(value)}, not a whole number from 1 to {most:,}")
         return value
 
     if not isinstance(config, Mapping):
         raise ValueError("the config is no JSON object")
     architectures = config.get("architectures")
     if architectures not in (["LlamaForCausalLM"], ["MixtralForCausalLM"]):
-        raise ValueError(f"architectures is {architectures!r}; LlamaForCausalLM and MixtralForCausalLM are known")
+        raise ValueError(f"architectures is {shown(architectures)}; LlamaForCausalLM and MixtralForCausalLM are known")
     for key in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
-        if config.get(key) not in (None, False, True):
-            raise ValueError(f"{key} is {config[key]!r}, neither true nor false")
+        if not isinstance(config.get(key), bool | None):
+            raise ValueError(f"{key} is {shown(config[key])}, neither true nor false")
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise ValueError("layers with a bias are not known")
+    if config.get("sliding_window") is not None:
+        raise ValueError("attention within a sliding window is not known")
+    experts = size("num_local_experts", most=1000) if architectures == ["MixtralForCausalLM"] else 0
+    if experts:
+        size("num_experts_per_tok", most=experts, default=2)  # transformers' own default
     hidden, heads = size("hidden_size"), size("num_attention_heads")
+    # transformers' Mixtral has a default of its own that is no number of heads, so there it must be told.
+    kv_heads = size("num_key_value_heads", default=None if experts else heads)
+    if heads % kv_heads:
+        raise ValueError(f"{heads} heads cannot share the keys of {kv_heads}")
     return _Sizes(
         hidden=hidden,
         intermediate=size("intermediate_size"),
         layers=size("num_hidden_layers", most=1000),
         heads=heads,
-        kv_heads=size("num_key_value_heads", default=heads),
+        kv_heads=kv_heads,
         head_dim=size("head_dim", default=hidden // heads),
         vocabulary=size("vocab_size"),
-        experts=size("num_local_experts", most=1000) if architectures == ["MixtralForCausalLM"] else 0,
+        experts=experts,
         tied=bool(config.get("tie_word_embeddings")),
     )
 
 
 def _parameters(sizes: _Sizes, dtype: str) -> Iterator[tuple[str, str, Spec]]:
     """Group, name and spec of every parameter, under transformers' names."""
-    if dtype not in ITEM_BYTES:
-        raise ValueError(f"{dtype} is no dtype that is known")
+    if not isinstance(dtype, str) or dtype not in FLOATS:
+        raise ValueError(f"dtype is {shown(dtype)}; {', '.join(FLOATS)} are known")
     hidden = sizes.hidden
     yield "embeddings", "model.embed_tokens.weight", Spec(dtype, (sizes.vocabulary, hidden))
     if not sizes.tied:

@@ -8,51 +8,53 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from models.failure import Failure
-from models.network import Source
+from models.network import Need
 from models.nf4.layout import Spec
 from models.nf4.matrix import quantise
 from models.source import Checkpoint
 
 
 def write(
-    checkpoint: Checkpoint, wanted: list[Source], specs: Mapping[str, Spec], folder: Path, on: torch.device
+    checkpoint: Checkpoint, wanted: list[Need], specs: Mapping[str, Spec], folder: Path, on: torch.device
 ) -> None:
     """One file a layer into `folder`, `specs` giving every stored tensor by name; quantised on the device `on`.
 
     At no time more is held than one layer in NF4, one float tensor of the source and some rows of it in fp32.
     """
-    expected = {source.name: source.shape for source in wanted}
+    expected = {need.name: need.shape for need in wanted}
     if odd := expected.items() ^ checkpoint.shapes.items():
         raise Failure("source_invalid", f"the source does not hold what its config says: {min(odd)[0]}")
     total = sum(checkpoint.sizes.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"quantising on {on.type}", smoothing=0) as bar:
-        for file, sources in by_layer(wanted):
+        for file, needs in by_layer(wanted):
             tensors: dict[str, torch.Tensor] = {}
-            for source in sources:
-                put(source, checkpoint.read(source.name), specs, tensors, on)
-                bar.update(checkpoint.sizes[source.name])
+            for need in needs:
+                put(need, checkpoint.read(need.name), specs, tensors, on)
+                bar.update(checkpoint.sizes[need.name])
             save_file(tensors, folder / file, metadata={"format": "pt"})
 
 
-def by_layer(wanted: Iterable[Source]) -> list[tuple[str, list[Source]]]:
+def by_layer(wanted: Iterable[Need]) -> list[tuple[str, list[Need]]]:
     """File name → what goes into it: one file a layer, one for the rest."""
-    found: dict[str, list[Source]] = {}
-    for source in wanted:
-        _, layered, after = source.target.partition(".layers.")
+    found: dict[str, list[Need]] = {}
+    for need in wanted:
+        _, layered, after = need.target.partition(".layers.")
         stem = f"layer-{int(after.split('.')[0]):03d}" if layered else "outside-layers"
-        found.setdefault(f"{stem}.safetensors", []).append(source)
+        found.setdefault(f"{stem}.safetensors", []).append(need)
     return sorted(found.items())
 
 
 def put(
-    source: Source, weight: torch.Tensor, specs: Mapping[str, Spec], tensors: dict[str, torch.Tensor], on: torch.device
+    need: Need, weight: torch.Tensor, specs: Mapping[str, Spec], tensors: dict[str, torch.Tensor], on: torch.device
 ) -> None:
     """Add one float tensor to `tensors`: as it is, or in NF4 and in its place of the stack."""
-    if source.index is None:
-        tensors[source.target] = weight.to(getattr(torch, specs[source.target].dtype), copy=True).contiguous()
+    if not torch.isfinite(weight).all():
+        raise Failure("source_invalid", f"{need.name} of the source holds NaN or infinity")
+    if need.index is None:
+        tensors[need.target] = weight.to(getattr(torch, specs[need.target].dtype), copy=True).contiguous()
         return
     for part, tensor in quantise(weight, on)._asdict().items():
-        name = f"{source.target}.{part}"
+        name = f"{need.target}.{part}"
         if name not in tensors:
             tensors[name] = torch.empty(specs[name].shape, dtype=tensor.dtype)
-        tensors[name][source.index] = tensor.cpu()
+        tensors[name][need.index] = tensor.cpu()

@@ -142,11 +142,13 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
             for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 part = shard.get_slice(name)
                 ours = rename(name)
+                if ours in found:
+                    raise Failure("source_invalid", f"the source holds {ours} twice")
                 found[ours] = (file, name)
                 shapes[ours] = tuple(part.get_shape())
-                sizes[ours] = prod(shapes[ours]) * STORED_BYTES.get(part.get_dtype(), 0)
-                if not sizes[ours]:
+                if part.get_dtype() not in STORED_BYTES:
                     raise Failure("source_invalid", f"{name} is {part.get_dtype()}; F32, F16 and BF16 are allowed")
+                sizes[ours] = prod(shapes[ours]) * STORED_BYTES[part.get_dtype()]
     if not found:
         raise Failure("source_invalid", "the source holds no safetensors file; other formats are refused")
 
@@ -172,6 +174,10 @@ def open_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerFast:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise Failure("source_invalid", "the tokenizer is not a fast one (tokenizer.json)")
+    for token in tokenizer.added_tokens_decoder.values():
+        if not token.special:
+            # Text from outside that spells such a token would become it, whatever the tokenizer is told.
+            raise Failure("source_invalid", f"the tokenizer's added token {token.content} is not a special one")
     return tokenizer
 
 

@@ -143,7 +143,7 @@ def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path
     built = network.build(checkpoint.config, getattr(torch, model.dtype))
     network.require(network.specs(built), planned.specs)
     _require_disk(item, planned.weights)
-    shards.write(checkpoint, network.sources(built), planned.specs, item, on)
+    shards.write(checkpoint, network.needs(built), planned.specs, item, on)
     checkpoint.tokenizer.save_pretrained(item)
     about = {"source": checkpoint.origin, "bits": model.bits, "architecture": model.architecture}
     (item / "model.yaml").write_text(manifest.bento_yaml(model.name, version, about))

@@ -15,14 +15,16 @@ def main() -> int:
     options = parser.parse_args()
     settings.harden_process()
     try:
-        import psutil  # noqa: F401 - machine.look needs both, and says so only where it fails
+        # What the checks themselves need.
+        import huggingface_hub  # noqa: F401
+        import psutil  # noqa: F401
         import pynvml  # noqa: F401
     except ModuleNotFoundError as missing:
         print(f"FAIL  packages: {missing.name} is not installed; run scripts/install requirements.lock")
         return 1
     try:
         wanted = settings.read()
-        here = machine.look(wanted.device)
+        here = machine.look(wanted.device, settings.visible_cards())
         model = catalog.row(options.name or wanted.model, here.device == "cuda")
     except (Failure, settings.SettingError) as failure:
         print(f"FAIL  {getattr(failure, 'message', failure)}")

@@ -42,17 +42,22 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     options = parser.parse_args()
-    card = machine.card()
+    card = machine.card(settings.visible_cards())
     if card is None:
         print("scripts/gpu_check: there is no NVIDIA card here; nothing was checked")
         return 0
+    options.out.mkdir(exist_ok=True, parents=True)
     config = MixtralConfig(**{**catalog.MIXTRAL.config, "num_hidden_layers": options.layers})
-    found = check(config, torch.device("cuda"), BATCHES, PROMPT, ANSWER)
+    planned = plan.make("mixtral", config.to_dict() | {"architectures": ["MixtralForCausalLM"]}, "bfloat16")
+    fitting = tuple(batch for batch in BATCHES if batch * (PROMPT + ANSWER) <= planned.room(card))
+    if not fitting:
+        print(f"scripts/gpu_check: {options.layers} layers do not fit on {card.name}; try --layers", file=sys.stderr)
+        return 1
+    found = check(config, torch.device("cuda"), fitting, PROMPT, ANSWER)
     found["card"] = {"name": card.name, "driver": card.driver, "capability": card.capability, "bytes": card.total}
     found["host"] = {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()}
     found["versions"] = {name: version(name) for name in ("torch", "transformers", "bitsandbytes")}
     file = options.out / f"gpu_check-{card.name.lower().replace(' ', '-')}-{options.layers}-layers.json"
-    options.out.mkdir(exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
     return 0 if found["holds"] else 1
@@ -64,26 +69,28 @@ def check(
     """All figures for a model of this config; speeds in tokens a second, sizes in bytes."""
     described = config.to_dict() | {"architectures": ["MixtralForCausalLM"]}
     planned = plan.make("mixtral", described, "bfloat16")
-    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    bandwidth = copy_bandwidth(device)
+    before = memory(device)
     model = make(config, device)
     network.prove(model, planned.specs, device)
-    allocated = torch.cuda.memory_allocated() - before if device.type == "cuda" else network.resident_bytes(model)
-    bandwidth = copy_bandwidth(device)
-    active = active_bytes(planned, config)
-    speeds = [measure(model, batch, prompt, answer) for batch in batches]
+    taken = {name: count - before[name] for name, count in memory(device).items()} or {
+        "requested": network.resident_bytes(model)
+    }
+    speeds = []
+    for batch in batches:
+        rates = measure(model, batch, prompt, answer)
+        step = step_bytes(planned, config, batch, prompt + answer // 2)
+        limit = bandwidth / step * batch
+        speeds.append(rates | {"decode_limit": limit, "decode_fraction": rates["decode"] / limit})
     agreement = compare(model, min(prompt, 200), min(answer, 32))
     return {
         "layers": config.num_hidden_layers,
         "planned_bytes": planned.weights,
-        "allocated_bytes": allocated,
-        "parameters": len(planned.specs),
+        "taken_bytes": taken,
         "copy_bytes_per_second": bandwidth,
-        "active_bytes_per_token": active,
-        "limit_tokens_per_second_at_1": bandwidth / active,
-        "runs": [speed | {"fraction_of_limit_at_1": speed["decode"] * active / bandwidth} for speed in speeds],
+        "runs": speeds,
         "agreement": agreement,
-        # The allocator rounds each tensor up to 512 bytes.
-        "holds": planned.weights <= allocated <= planned.weights + 512 * len(planned.specs) and agreement["holds"],
+        "holds": taken["requested"] == planned.weights and agreement["holds"],
     }
 
 
@@ -107,21 +114,31 @@ def make(config: MixtralConfig, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def active_bytes(planned: plan.Plan, config: MixtralConfig) -> int:
-    """Weights read for one token: all but the embedding, and of the experts those that are chosen."""
-    share = config.num_experts_per_tok / config.num_local_experts
-    return int(
-        sum(
-            spec.nbytes * (share if ".experts." in name else 1)
-            for name, spec in planned.specs.items()
-            if name != "model.embed_tokens.weight"
-        )
+def memory(device: torch.device) -> dict[str, int]:
+    """Bytes in use on a card: as asked for, and with what the allocator rounds up to or does not split."""
+    if device.type != "cuda":
+        return {}
+    counts = torch.cuda.memory_stats()
+    return {"requested": counts["requested_bytes.all.current"], "allocated": counts["allocated_bytes.all.current"]}
+
+
+def step_bytes(planned: plan.Plan, config: MixtralConfig, batch: int, context: int) -> float:
+    """The fewest bytes that a decode step of `batch` rows reads: weights but the embedding, and the rows' KV.
+
+    Of E experts `batch` tokens of k choices each are expected to meet E (1 - (1 - k/E)^batch) different ones.
+    """
+    met = 1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** batch
+    weights = sum(
+        spec.nbytes * (met if ".experts." in name else 1)
+        for name, spec in planned.specs.items()
+        if name != "model.embed_tokens.weight"
     )
+    return weights + batch * context * planned.kv_bytes_per_token
 
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of the best of ten copies larger than any cache."""
-    size = (4 << 30) if device.type == "cuda" else (64 << 20)
+    size = (1 << 30) if device.type == "cuda" else (64 << 20)
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = float("inf")
@@ -148,23 +165,33 @@ def sequences(model: PreTrainedModel, count: int, prompt: int, answer: int) -> l
 
 @torch.inference_mode()
 def measure(model: PreTrainedModel, batch: int, prompt: int, answer: int) -> dict[str, Any]:
-    """Prefill and decode rates of `batch` rows through the engine; a short run before it warms up."""
+    """Prefill and decode rates of `batch` rows through the engine, in tokens a second; a short run warms up.
+
+    Each rate counts the steps that did nothing else; a step in which a row's failure shows is an error here.
+    """
     device = next(model.parameters()).device
-    rates: dict[str, Any] = {}
+    rates: dict[str, float] = {}
     for tokens in (4, answer):
         engine = Engine(model, set(), kv_tokens=batch * (prompt + tokens), step_tokens=STEP_TOKENS, max_waiting=batch)
         rows = sequences(model, batch, prompt, tokens)
         for row in rows:
             engine.submit(row)
-        spent = {"prefill": [0, 0.0], "decode": [0, 0.0]}
+        count, seconds = (
+            dict.fromkeys(("prefill", "decode", "both"), 0),
+            dict.fromkeys(("prefill", "decode", "both"), 0.0),
+        )
         while not all(row.future.done() for row in rows):
-            computed = sum(row.computed for row in rows)
-            phase = "decode" if all(row.output for row in rows) else "prefill"
+            before = [(row.computed, bool(row.output)) for row in rows]
             started = now(device)
             engine.step()
-            spent[phase][1] += now(device) - started
-            spent[phase][0] += sum(row.computed for row in rows) - computed
-        rates = {phase: count / max(seconds, 1e-9) for phase, (count, seconds) in spent.items()}
+            spent = now(device) - started
+            decoding = sum(has_output for _, has_output in before)
+            phase = "both" if 0 < decoding < batch else "decode" if decoding else "prefill"
+            seconds[phase] += spent
+            count[phase] += sum(row.computed - done for row, (done, _) in zip(rows, before, strict=True))
+        for row in rows:
+            row.future.result()
+        rates = {phase: count[phase] / max(seconds[phase], 1e-9) for phase in ("prefill", "decode")}
     return {"batch": batch, "prompt": prompt, "answer": answer} | rates
 
 

@@ -58,14 +58,14 @@ def read(name: str) -> plan.Plan:
     try:
         config = json.loads(path.read_text())
         dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         raise Failure("source_invalid", f"{name} is no model of the catalogue and no config.json") from None
     return plan.make(path.parent.name or name, config, dtype)
 
 
 def show(planned: plan.Plan) -> None:
     """The ledger."""
-    print(f"{planned.name}: {planned.parameters:,} weights in NF4, the rest as published\n")
+    print(f"{planned.name}: {planned.parameters:,} weights, the matrices in NF4\n")
     for group, count in planned.ledger.items():
         print(f"  {group:24}{count:>18,} bytes")
     print(f"  {'weights':24}{planned.weights:>18,} bytes  {planned.weights / 2**30:.2f} GiB")

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 
 import settings
-from models import catalog, machine, manifest, plan
+from models import catalog, checkup, machine, manifest
 from models.failure import Failure
 
 POLL_SECONDS = 0.2
@@ -29,11 +29,11 @@ def main() -> int:
         os.environ["ZOPILOT_MODEL"] = options.model
     try:
         wanted = settings.read()
-        here = machine.look(wanted.device)
+        here = machine.look(wanted.device, settings.visible_cards())
         model = catalog.row(wanted.model, here.device == "cuda")
         there = imported(model)
         if not there:  # before anything is downloaded
-            plan.of_row(model).budget(here, wanted.kv_tokens)
+            checkup.require(checkup.examine_import(model, settings.store_path(), here, wanted.kv_tokens))
     except (Failure, settings.SettingError) as failure:
         print(f"zopilot-gpu: {getattr(failure, 'message', failure)}", file=sys.stderr)
         return 1

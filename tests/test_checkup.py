@@ -1,16 +1,16 @@
 """models/checkup.py and scripts/doctor.py: what is unfit is told in one line, with what is needed."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes
-import psutil
 import pytest
 import torch
 
@@ -39,6 +39,7 @@ TORCH_2_6 = replace(
     cuda="12.4",
     architectures=("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"),
 )
+MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card"
 RTX_5090 = Machine("cuda", "NVIDIA GeForce RTX 5090", 33_000_000_000, 33_672_543_600, (12, 0), "580.95.05")
 RTX_4090 = Machine("cuda", "NVIDIA GeForce RTX 4090", 25_000_000_000, 25_232_932_864, (8, 9), "580.95.05")
 
@@ -106,32 +107,42 @@ def test_torch_2_6_has_no_code_for_a_5090() -> None:
     assert failed(checkup.judge_card(TORCH_2_6, RTX_4090)) == []
 
 
-def test_a_build_for_cpus_leaves_a_card_unused() -> None:
-    """And nothing more is asked of it."""
-    assert failed(checkup.judge_card(CPU_BUILD, RTX_5090)) == [
-        "torch build: 2.13.0+cpu has no CUDA; "
+@pytest.mark.parametrize("driver", ["580.95.05", "470.10"])
+@pytest.mark.parametrize(
+    ("installed", "said"), [("2.13.0+cpu", "2.13.0+cpu, without CUDA"), ("", "none, without CUDA")], ids=["cpu", "none"]
+)
+def test_without_a_cuda_build_a_card_is_not_used_and_that_is_the_only_line(
+    installed: str, said: str, driver: str
+) -> None:
+    """No driver is too old for a CUDA that is not there."""
+    (check,) = checkup.judge_card(replace(CPU_BUILD, torch=installed), replace(RTX_5090, driver=driver))
+    assert not check.holds
+    assert str(check) == (
+        f"torch build: {said}; "
         "a CUDA build is needed for the NVIDIA GeForce RTX 5090: install it, or set TORCH_DEVICE=cpu"
-    ]
-    assert [check.subject for check in checkup.judge_card(CPU_BUILD, RTX_5090)] == ["driver", "torch build"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("cuda", "card", "driver", "floor"),
+    ("cuda", "card", "driver", "floor", "why"),
     [
-        ("13.0", RTX_5090, "579.99", 580),
-        ("13.0", RTX_4090, "570.133.20", 580),
-        ("13.2", RTX_4090, "550.54.15", 580),
-        ("12.8", RTX_5090, "565.57.01", 570),
-        ("12.4", RTX_4090, "520.61.05", 525),
-        ("12.4", RTX_4090, "470", 525),
+        ("13.0", RTX_5090, "579.99", 580, "CUDA 13.0"),
+        ("13.0", RTX_5090, "550.54.15", 580, "CUDA 13.0"),
+        ("13.0", RTX_4090, "570.133.20", 580, "CUDA 13.0"),
+        ("13.2", RTX_4090, "550.54.15", 580, "CUDA 13.2"),
+        ("12.8", RTX_5090, "565.57.01", 570, "the NVIDIA GeForce RTX 5090"),
+        ("12.4", RTX_5090, "520.61.05", 570, "the NVIDIA GeForce RTX 5090"),
+        ("11.8", RTX_5090, "569.99", 570, "the NVIDIA GeForce RTX 5090"),
+        ("12.4", RTX_4090, "520.61.05", 525, "CUDA 12.4"),
+        ("12.4", RTX_4090, "470", 525, "CUDA 12.4"),
     ],
 )
-def test_a_driver_too_old_is_told_with_the_one_that_is_needed(
-    cuda: str, card: Machine, driver: str, floor: int
+def test_a_driver_too_old_is_told_with_the_one_that_is_needed_and_by_what(
+    cuda: str, card: Machine, driver: str, floor: int, why: str
 ) -> None:
     found = replace(HEALTHY, cuda=cuda)
     assert failed(checkup.judge_card(found, replace(card, driver=driver))) == [
-        f"driver: {driver}; {floor} or newer is needed for CUDA {cuda}: update it"
+        f"driver: {driver}; {floor} or newer is needed for {why}: update it"
     ]
     assert failed(checkup.judge_card(found, replace(card, driver=f"{floor}.10"))) == []
     assert failed(checkup.judge_card(found, replace(card, driver="1000.1"))) == []
@@ -237,8 +248,9 @@ def test_a_model_that_is_not_imported_is_told_with_the_command_that_imports_it(t
     assert str(absent) == (
         "store: smollm2-135m-instruct is not imported; run scripts/import_model smollm2-135m-instruct"
     )
-    assert disk.subject == "disk"
+    assert disk.subject == "disk of the store"
     assert disk.found.endswith(" bytes free")
+    assert 0 < int(disk.found.removesuffix(" bytes free").replace(",", "")) < shutil.disk_usage(tmp_path).total
     assert store.exists() is made
 
 
@@ -247,28 +259,91 @@ def test_another_model_in_the_store_does_not_count(tiny_home: Path) -> None:
     assert lines[0] == "store: mixtral-8x7b-instruct is not imported; run scripts/import_model mixtral-8x7b-instruct"
 
 
-def test_a_disk_too_small_for_the_import_is_told_with_the_bytes(tmp_path: Path) -> None:
-    """A vocabulary of 10^15 tokens would fill any."""
-    small, large = catalog.SMOLLM2, replace(catalog.SMOLLM2, config={**catalog.SMOLLM2.config, "vocab_size": 10**15})
-    weights = plan.of_row(small).weights + (10**15 - 49_152) * 576 * 4
-    room = psutil.disk_usage(str(tmp_path)).total
-    assert failed(checkup.judge_store(small, tmp_path))[1:] == []
-    _, disk = checkup.judge_store(large, tmp_path)
-    assert disk.mend == f"{weights:,} are needed for the import: free some, or use a larger volume"
-    found, said = str(disk).removeprefix("disk: ").split(" ", 1)
-    assert said == f"bytes free; {disk.mend}"
-    assert 0 < int(found.replace(",", "")) < room
+MIXTRAL_ITEM = 24_484_515_328
+MIXTRAL_FILES = 2 * 46_702_792_704
+NOWHERE = Path("/proc/absent")  # a file system of its own, without room
 
 
-def test_the_disk_must_hold_what_is_downloaded_as_well() -> None:
-    """A repository's 16-bit weights stay in the hub's cache; the wheel is removed again."""
-    assert checkup.download_bytes(catalog.MIXTRAL) == 2 * 46_702_792_704
-    assert checkup.download_bytes(catalog.SMOLLM2) == 0
-    nowhere = Path("/proc/absent/models")  # no disk, and no room
-    assert failed(checkup.judge_store(catalog.MIXTRAL, nowhere))[1] == (
-        f"disk: 0 bytes free; {2 * 46_702_792_704 + 24_484_515_328:,} are needed for the import: "
-        "free some, or use a larger volume"
-    )
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Sets where the hub keeps what it has fetched."""
+
+    def move(path: Path) -> Path:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(path))
+        return path
+
+    return move
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
+    """What is free where, instead of what there is."""
+    free: dict[Path, int] = {}
+    monkeypatch.setattr(machine, "disk_free", free.__getitem__)
+    return free
+
+
+def too_small(disk: str, free: int, needed: int) -> str:
+    return f"{disk}: {free:,} bytes free; {needed:,} are needed for the import: free some, or use a larger volume"
+
+
+def test_what_comes_in_a_wheel_takes_the_disk_of_the_store_alone(tmp_path: Path, room: dict[Path, int]) -> None:
+    """The wheel itself is removed again."""
+    weights = plan.of_row(catalog.SMOLLM2).weights
+    room[tmp_path] = weights
+    assert list(map(str, checkup.judge_disk(catalog.SMOLLM2, tmp_path))) == [
+        f"disk of the store: {weights:,} bytes free"
+    ]
+    assert failed(checkup.judge_disk(catalog.SMOLLM2, tmp_path)) == []
+    room[tmp_path] = weights - 1
+    line = too_small("disk of the store", weights - 1, weights)
+    assert failed(checkup.judge_disk(catalog.SMOLLM2, tmp_path)) == [line]
+    assert failed(checkup.judge_store(catalog.SMOLLM2, tmp_path))[1:] == [line]
+
+
+def test_a_disk_that_is_shared_must_hold_item_and_download(
+    tmp_path: Path, cache: Callable[[Path], Path], room: dict[Path, int]
+) -> None:
+    store, hub = tmp_path / "home" / "models", cache(tmp_path / "cache")
+    both = MIXTRAL_ITEM + MIXTRAL_FILES
+    room[store] = room[hub] = both
+    assert list(map(str, checkup.judge_disk(catalog.MIXTRAL, store))) == [
+        f"disk of the store: {both:,} bytes free",
+        f"disk of the hub's cache: {both:,} bytes free",
+    ]
+    assert failed(checkup.judge_disk(catalog.MIXTRAL, store)) == []
+    room[store] = room[hub] = both - 1
+    lines = [too_small(disk, both - 1, both) for disk in ("disk of the store", "disk of the hub's cache")]
+    assert failed(checkup.judge_disk(catalog.MIXTRAL, store)) == lines
+    assert failed(checkup.judge_store(catalog.MIXTRAL, store))[1:] == lines
+
+
+def test_disks_of_their_own_are_judged_one_by_one(
+    tmp_path: Path, cache: Callable[[Path], Path], room: dict[Path, int]
+) -> None:
+    hub = cache(NOWHERE / "cache")
+    room[tmp_path], room[hub] = MIXTRAL_ITEM, MIXTRAL_FILES
+    assert failed(checkup.judge_disk(catalog.MIXTRAL, tmp_path)) == []
+    room[tmp_path] -= 1
+    small_store = too_small("disk of the store", MIXTRAL_ITEM - 1, MIXTRAL_ITEM)
+    assert failed(checkup.judge_disk(catalog.MIXTRAL, tmp_path)) == [small_store]
+    room[hub] -= 1
+    small_cache = too_small("disk of the hub's cache", MIXTRAL_FILES - 1, MIXTRAL_FILES)
+    assert failed(checkup.judge_disk(catalog.MIXTRAL, tmp_path)) == [small_store, small_cache]
+    room[tmp_path] += 1
+    assert failed(checkup.judge_disk(catalog.MIXTRAL, tmp_path)) == [small_cache]
+
+
+def test_real_disks_are_looked_at(tmp_path: Path, cache: Callable[[Path], Path]) -> None:
+    cache(tmp_path)
+    store, hub = map(str, checkup.judge_disk(catalog.MIXTRAL, NOWHERE))
+    assert store == too_small("disk of the store", 0, MIXTRAL_ITEM)
+    assert not hub.startswith("disk of the hub's cache: 0 ")
+    cache(NOWHERE / "cache")
+    assert failed(checkup.judge_disk(catalog.MIXTRAL, NOWHERE)) == [
+        too_small("disk of the store", 0, MIXTRAL_ITEM + MIXTRAL_FILES),
+        too_small("disk of the hub's cache", 0, MIXTRAL_ITEM + MIXTRAL_FILES),
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"manifest": {"format": 2}, "sha256": "0"}'])
@@ -277,9 +352,10 @@ def test_a_broken_manifest_is_told_in_one_line(copy: Path, text: str) -> None:
     (item / "manifest.json").write_text(text)
     (check,) = checkup.judge_store(catalog.SMOLLM2, copy / "models")
     assert not check.holds
-    assert str(check).startswith(f"store: smollm2-135m-instruct:{item.name}: its manifest is missing or damaged; ")
-    assert "run scripts/import_model smollm2-135m-instruct" in str(check)
-    assert "\n" not in str(check)
+    assert str(check) == (
+        f"store: its item is broken; smollm2-135m-instruct:{item.name}: its manifest is missing or damaged; "
+        "run scripts/import_model smollm2-135m-instruct to mend it"
+    )
 
 
 def test_an_item_of_another_format_is_told_in_one_line(copy: Path) -> None:
@@ -287,8 +363,10 @@ def test_an_item_of_another_format_is_told_in_one_line(copy: Path) -> None:
     manifest.write(replace(manifest.read(item), format=1), item)
     (check,) = checkup.judge_store(catalog.SMOLLM2, copy / "models")
     assert not check.holds
-    assert f"it has format 1, not {manifest.FORMAT}" in str(check)
-    assert "run scripts/import_model smollm2-135m-instruct" in str(check)
+    assert str(check) == (
+        f"store: its item is broken; smollm2-135m-instruct:{item.name}: it has format 1, not {manifest.FORMAT}; "
+        "run scripts/import_model smollm2-135m-instruct to mend it"
+    )
 
 
 def test_a_lost_weight_file_is_not_the_checkups_business(copy: Path) -> None:
@@ -313,7 +391,7 @@ def test_memory_is_judged_by_what_the_store_holds(tiny_home: Path) -> None:
     unfit = checkup.judge_memory(catalog.SMOLLM2, store, host(free - 1), 0)
     assert not unfit.holds
     assert str(unfit).startswith(f"memory: {free - 1:,} bytes free on this host; smollm2-135m-instruct needs {free:,} ")
-    assert str(unfit).endswith(f"this host has {free - 1:,} free, 1 too few")
+    assert str(unfit).endswith(f"this host has {free - 1:,} free, 1 too few; {MEND}")
 
 
 def test_memory_for_a_model_that_is_not_imported_is_judged_by_its_row(tmp_path: Path) -> None:
@@ -324,7 +402,7 @@ def test_memory_for_a_model_that_is_not_imported_is_judged_by_its_row(tmp_path: 
     assert str(unfit) == (
         "memory: 25,232,932,864 bytes free on rtx-4090; mixtral-8x7b-instruct needs 27,705,740,800 bytes: "
         "24,484,515,328 of weights, 2,147,483,648 of workspace, 1,073,741,824 for 8,192 tokens of KV cache; "
-        "rtx-4090 has 25,232,932,864 free, 2,472,807,936 too few"
+        f"rtx-4090 has 25,232,932,864 free, 2,472,807,936 too few; {MEND}"
     )
 
 
@@ -367,16 +445,33 @@ def test_this_very_machine_can_serve_the_tiny_model(tiny_home: Path) -> None:
     checkup.require(checks)
 
 
-def test_the_card_is_examined_where_it_is_to_compute(tmp_path: Path) -> None:
-    checks = checkup.examine(catalog.MIXTRAL, tmp_path, replace(RTX_5090, driver="550.54.15"), 1_000_000)
-    subjects = [check.subject for check in checks]
-    assert subjects[:7] == ["python", "platform", "torch", "bitsandbytes", "store", "disk", "driver"]
-    assert subjects[-1] == "memory"
+def test_the_card_is_examined_where_it_is_to_compute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Callable[[Path], Path]
+) -> None:
+    monkeypatch.setattr(checkup, "software", lambda: HEALTHY)
+    cache(NOWHERE)
+    old = replace(RTX_5090, driver="550.54.15")
+    checks = checkup.examine(catalog.MIXTRAL, tmp_path, old, 1_000_000)
+    before = ["python", "platform", "torch", "bitsandbytes", "store", "disk of the store", "disk of the hub's cache"]
+    assert [check.subject for check in checks] == [
+        *before,
+        *("driver", "torch build", "architectures", "bitsandbytes library"),
+        "memory",
+    ]
     lines = failed(checks)
-    assert any(line.startswith("driver: 550.54.15; ") for line in lines)
+    assert "driver: 550.54.15; 580 or newer is needed for CUDA 13.0: update it" in lines
     assert "131,072,000,000 for 1,000,000 tokens of KV cache" in lines[-1]
     with pytest.raises(Failure, match="machine_unfit"):
         checkup.require(checks)
+    monkeypatch.setattr(checkup, "software", lambda: CPU_BUILD)
+    checks = checkup.examine(catalog.MIXTRAL, tmp_path, old, 1_000_000)
+    assert [check.subject for check in checks] == [*before, "torch build", "memory"]
+    assert any(line.startswith("torch build: 2.13.0+cpu, without CUDA; ") for line in failed(checks))
+
+
+def test_this_very_build_of_torch_is_examined_for_a_card(tmp_path: Path) -> None:
+    lines = failed(checkup.examine(catalog.SMOLLM2, tmp_path, replace(RTX_5090, driver="1.0")))
+    assert any(line.startswith("driver: 1.0; " if torch.version.cuda else "torch build: ") for line in lines)
 
 
 def doctor(home: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
@@ -419,18 +514,22 @@ def test_the_doctor_misses_a_model_in_an_empty_store(tmp_path: Path) -> None:
         in result.stdout
     )
     assert result.stdout.count("FAIL") == 1
+    assert "ok    disk of the store: " in result.stdout
     assert list(tmp_path.iterdir()) == []  # it only looks
 
 
 def test_the_doctor_is_asked_for_one_model(tiny_home: Path) -> None:
-    result = doctor(tiny_home, "mixtral-8x7b-instruct", ZOPILOT_MODEL="smollm2-135m-instruct")
+    environ = {"ZOPILOT_MODEL": "smollm2-135m-instruct", "HF_HUB_CACHE": str(NOWHERE)}
+    result = doctor(tiny_home, "mixtral-8x7b-instruct", **environ)
     assert result.returncode == 1
     assert result.stdout.startswith("mixtral-8x7b-instruct on this ")
     assert "FAIL  store: mixtral-8x7b-instruct is not imported; " in result.stdout
+    assert "FAIL  " + too_small("disk of the hub's cache", 0, MIXTRAL_FILES) in result.stdout.splitlines()
 
 
 def test_the_doctor_judges_the_tokens_that_are_set(tiny_home: Path) -> None:
-    result = doctor(tiny_home, ZOPILOT_KV_TOKENS="10000000")
+    result = doctor(tiny_home, ZOPILOT_KV_TOKENS="10000000", BENTOML_HOME=".")  # relative to where the caller stands
+    assert "\nok    store: smollm2-135m-instruct:" in result.stdout
     line = result.stdout.splitlines()[-1]
     assert "10,000,000 tokens of KV cache" in line
     assert line.startswith("FAIL  memory: " if result.returncode else "ok    memory: ")
@@ -464,3 +563,46 @@ def test_the_doctor_knows_no_other_model(tmp_path: Path) -> None:
     result = doctor(tmp_path, "gpt-2")
     assert result.returncode == 2
     assert "invalid choice: 'gpt-2'" in result.stderr
+
+
+MISSING = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+sys.modules[sys.argv.pop(1)] = None  # importing it says that there is no such module
+runpy.run_module("scripts.doctor", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("package", ["psutil", "pynvml"])
+def test_the_doctor_misses_a_package(tmp_path: Path, package: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-B", "-P", "-c", MISSING, str(ROOT), package],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    line = f"FAIL  packages: {package} is not installed; run scripts/install requirements.lock\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, line, "")
+
+
+def test_the_doctor_speaks_where_nothing_is_installed(tmp_path: Path) -> None:
+    """A checkout without .venv, on a Python that has no packages at all."""
+    for name in ("scripts", "models", "settings.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    python = tmp_path / "bin" / "python3"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -B -S "$@"\n')
+    python.chmod(0o755)
+    result = subprocess.run(
+        [str(tmp_path / "scripts" / "doctor")],
+        cwd="/",
+        env={"PATH": f"{python.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    line = "FAIL  packages: psutil is not installed; run scripts/install requirements.lock\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, line, "")

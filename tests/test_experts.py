@@ -66,7 +66,7 @@ def quantised(model: PreTrainedModel) -> PreTrainedModel:
     specs = network.specs(ours)
     tensors: dict[str, torch.Tensor] = {}
     weights = stored(model)
-    wanted = network.sources(ours)
+    wanted = network.needs(ours)
     assert {source.name: source.shape for source in wanted} == {k: tuple(v.shape) for k, v in weights.items()}
     for source in wanted:
         shards.put(source, weights[source.name], specs, tensors, CPU)

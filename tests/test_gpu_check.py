@@ -10,6 +10,7 @@ import torch
 from transformers import MixtralConfig
 
 from models import catalog, machine, plan
+from models.failure import Failure
 from models.nf4 import experts
 from models.nf4.matrix import Packed, multiply
 from scripts import gpu_check
@@ -29,13 +30,22 @@ CONFIG = MixtralConfig(
 def test_a_small_model_holds() -> None:
     found = gpu_check.check(CONFIG, CPU, (1, 3), 40, 12)
     assert found["holds"]
-    assert found["allocated_bytes"] == found["planned_bytes"]
+    assert found["taken_bytes"] == {"requested": found["planned_bytes"]}
     assert found["agreement"] == {"tokens": 12, "same": 12, "worst_behind": 0.0, "holds": True}
     assert [run["batch"] for run in found["runs"]] == [1, 3]
     for run in found["runs"]:
         assert run["prefill"] > 0
-        assert run["fraction_of_limit_at_1"] == pytest.approx(run["decode"] / found["limit_tokens_per_second_at_1"])
+        assert run["decode_fraction"] == pytest.approx(run["decode"] / run["decode_limit"])
     json.dumps(found)
+
+
+def test_a_step_that_fails_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(experts, "multiply", fail)
+    with pytest.raises(Failure, match="model_error"):
+        gpu_check.check(CONFIG, CPU, (1,), 20, 12)
 
 
 def test_a_wrong_path_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,11 +60,14 @@ def wrong(x: torch.Tensor, weight: Packed) -> torch.Tensor:
     return multiply(x, weight).flip(-1)
 
 
-def test_active_bytes_of_mixtral_are_those_of_the_published_limit() -> None:
-    """6.77 GB a token at batch 1: two experts of eight, attention, lm_head."""
+@pytest.mark.parametrize(
+    ("batch", "gigabytes"), [(1, 7.0), (2, 11.5), (4, 17.7), (8, 23.5), (16, 27.3), (32, 30.8), (64, 37.3)]
+)
+def test_the_bytes_of_a_step_are_those_of_the_published_limit(batch: int, gigabytes: float) -> None:
+    """For a context of 1,560 tokens, with experts, attention, lm_head and KV cache."""
     config = MixtralConfig(**catalog.MIXTRAL.config)
-    active = gpu_check.active_bytes(plan.of_row(catalog.MIXTRAL), config)
-    assert active == pytest.approx(6.77e9, rel=2e-3)
+    step = gpu_check.step_bytes(plan.of_row(catalog.MIXTRAL), config, batch, 1560)
+    assert step / 1e9 == pytest.approx(gigabytes, rel=1e-2)
 
 
 @pytest.mark.skipif(machine.card() is not None, reason="there is a GPU here")

@@ -139,9 +139,30 @@ def test_a_card_is_told_as_its_driver_reports_it(monkeypatch: pytest.MonkeyPatch
         "nvmlSystemGetDriverVersion",
     ],
 )
-def test_the_driver_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+@pytest.mark.parametrize("wanted", ["", "cuda"])
+def test_a_card_that_does_not_answer_is_a_failure_and_the_driver_is_closed(
+    monkeypatch: pytest.MonkeyPatch, broken: str, wanted: str
+) -> None:
+    """It is there, so nothing is computed without it unasked."""
     driver = Driver(broken=broken).install(monkeypatch)
-    with pytest.raises(pynvml.NVMLError):
+    with pytest.raises(Failure) as failure:
+        machine.look(wanted)
+    assert failure.value.code == "machine_unfit"
+    assert failure.value.message == "the NVIDIA driver does not answer for GPU 0: Unknown Error"
+    assert isinstance(failure.value.__cause__, pynvml.NVMLError)
+    assert (driver.opened, driver.closed) == (1, 1)
+    assert machine.look("cpu").device == "cpu"
+    assert (driver.opened, driver.closed) == (1, 1)
+
+
+def test_the_driver_is_closed_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver().install(monkeypatch)
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", stop)
+    with pytest.raises(KeyboardInterrupt):
         machine.card()
     assert (driver.opened, driver.closed) == (1, 1)
 
@@ -208,11 +229,24 @@ def test_a_container_has_no_more_than_its_host(group: Callable[..., Path], monke
     assert machine.host() == Machine("cpu", "this container", 6 * GIB, 12 * GIB)
 
 
-def test_a_host_that_cannot_be_read_is_taken_without_a_bound(group: Callable[..., Path]) -> None:
-    path = group("not a number", 0, 0, 0)
-    assert machine.host().name == "this host"
-    (path / "memory.max").write_text(str(64 * MIB))
-    (path / "memory.stat").unlink()
+@pytest.mark.parametrize("name", ["memory.max", "memory.current", "memory.stat"])
+@pytest.mark.parametrize("text", [None, "", "\n", "not a number", "max\n", "a b c\n"], ids=repr)
+def test_a_bound_that_cannot_be_read_is_none(group: Callable[..., Path], name: str, text: str | None) -> None:
+    path = group(str(64 * MIB), 48 * MIB, 4 * MIB, 12 * MIB)
+    assert machine.host().name == "this container"
+    if text is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_text(text)
+    found = machine.host()
+    assert found == Machine("cpu", "this host", found.free, psutil.virtual_memory().total)
+
+
+@pytest.mark.parametrize("left_out", ["active_file", "inactive_file"])
+def test_a_bound_without_the_files_that_are_kept_is_none(group: Callable[..., Path], left_out: str) -> None:
+    path = group(str(64 * MIB), 48 * MIB, 4 * MIB, 12 * MIB)
+    lines = (path / "memory.stat").read_text().splitlines()
+    (path / "memory.stat").write_text("\n".join(line for line in lines if not line.startswith(left_out)))
     assert machine.host().name == "this host"
 
 
@@ -239,3 +273,17 @@ def test_the_disk_of_a_missing_path_is_not_that_of_the_root() -> None:
     """/proc is a file system of its own, and has no room."""
     assert machine.disk_free(Path("/proc/absent/models")) == 0
     assert machine.disk_free(Path("absent/models")) > 0
+
+
+def test_paths_on_one_file_system_have_its_number_whether_they_exist_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = tmp_path.stat().st_dev
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "a" / "b" / "c", tmp_path / "file" / "under it"):
+        assert machine.disk_of(path) == number
+    monkeypatch.chdir(tmp_path)
+    assert machine.disk_of(Path("absent/models")) == machine.disk_of(Path(".")) == number
+    assert not (tmp_path / "absent").exists()
+    process = Path("/proc").stat().st_dev
+    assert machine.disk_of(Path("/proc/absent/models")) == machine.disk_of(Path("/proc")) == process != number

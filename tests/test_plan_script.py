@@ -1,11 +1,16 @@
-"""scripts/plan.py as an operator runs it, before anything is installed: what it prints and how it exits."""
+"""scripts/plan.py as an operator runs it, before anything is installed: what it prints and how it exits.
+
+And from where the wrappers run that take a path."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,8 +36,14 @@ mixtral-8x7b-instruct: 46,702,792,704 weights in NF4, the rest as published
 """
 
 
-def run(*command: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card"
+
+
+def run(*command: str, cwd: Path = ROOT, **environ: str) -> "subprocess.CompletedProcess[str]":
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ZOPILOT", "BENTOML"))}
+    return subprocess.run(
+        command, cwd=cwd, env={**inherited, **environ}, capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 @pytest.fixture
@@ -63,6 +74,68 @@ def test_the_wrapper_passes_on_what_does_not_fit() -> None:
     assert (result.returncode, result.stderr) == (1, "")
 
 
+def test_a_relative_path_is_that_of_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(catalog.MIXTRAL.config))
+    result = run(str(ROOT / "scripts" / "plan"), "config.json", "--card", "rtx-5090", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(LEDGER.replace(MIXTRAL, "config.json"))
+    (tmp_path / "folder").mkdir()
+    script = os.path.relpath(ROOT / "scripts" / "plan", tmp_path / "folder")
+    result = run(script, "../config.json", "--card", "rtx-4090", cwd=tmp_path / "folder")
+    assert (result.returncode, result.stderr) == (1, "")
+    assert LEDGER.removeprefix(MIXTRAL) in result.stdout
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """A folder with modules of our names, and of the library's, that end whoever imports them."""
+    path = tmp_path / "strange"
+    modules = "models/__init__ models/catalog models/failure scripts/__init__ scripts/plan scripts/doctor "
+    modules += "scripts/import_model settings/__init__ argparse json sitecustomize"
+    for module in modules.split():
+        file = path / f"{module}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("raise SystemExit('not ours')\n")
+    (path / "config.json").write_text(json.dumps(catalog.MIXTRAL.config))
+    (path / "home" / "models" / "smollm2-135m-instruct" / "x").mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The scripts as they are, in a checkout whose environment is this Python and has all that it needs."""
+    path = tmp_path / "check out"
+    (path / "scripts").mkdir(parents=True)
+    for file in (ROOT / "scripts").iterdir():
+        (path / "scripts" / file.name).symlink_to(file)
+    for name in ("models", "settings.py"):
+        (path / name).symlink_to(ROOT / name)
+    (path / ".venv" / "bin").mkdir(parents=True)
+    (path / "scripts" / "install").unlink()
+    for name, line in ("scripts/install", "exit 0"), (".venv/bin/python", f'exec {shlex.quote(sys.executable)} "$@"'):
+        (path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (path / name).chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("script", "argument", "status", "said"),
+    [
+        ("plan", "config.json", 0, "config.json: 46,702,792,704 weights in NF4, "),
+        ("doctor", "smollm2-135m-instruct", 1, "FAIL  TORCH_DEVICE is 'tpu'; "),
+        ("import_model", "--list", 1, "smollm2-135m-instruct:x  BROKEN  "),
+    ],
+)
+def test_what_lies_where_the_caller_stands_is_not_imported(
+    strange: Path, checkout: Path, script: str, argument: str, status: int, said: str
+) -> None:
+    """The paths (of the config, of BENTOML_HOME) are relative to that folder all the same."""
+    environ = {"BENTOML_HOME": "home", "TORCH_DEVICE": "tpu", "PYTHONDONTWRITEBYTECODE": "1"}
+    result = run(str(checkout / "scripts" / script), argument, cwd=strange, **environ)
+    assert (result.returncode, result.stderr) == (status, "")
+    assert result.stdout.startswith(said)
+
+
 def test_the_ledger_is_printed(main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(MIXTRAL) == 0
     said = capsys.readouterr()
@@ -86,7 +159,8 @@ def test_a_24_gb_card_is_refused_with_the_numbers(main: Callable[..., int], caps
         "\nrtx-4090: 25,232,932,864 bytes, 23.50 GiB\n"
         "  DOES NOT FIT: mixtral-8x7b-instruct needs 27,705,740,800 bytes: 24,484,515,328 of weights, "
         "2,147,483,648 of workspace, 1,073,741,824 for 8,192 tokens of KV cache; "
-        "rtx-4090 has 25,232,932,864 free, 2,472,807,936 too few\n"
+        "rtx-4090 has 25,232,932,864 free, 2,472,807,936 too few; "
+        "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card\n"
     )
     assert said.err == ""
 
@@ -115,6 +189,12 @@ def test_every_card_gets_the_verdict_of_its_size(
         ("7KiB", 7168),
         ("34359738368", 34_359_738_368),
         ("1", 1),
+        ("0", 0),
+        ("0GiB", 0),
+        ("0.5", 0),
+        ("1.5KiB", 1536),
+        ("999999999999999", 999_999_999_999_999),
+        ("999999999999999GiB", 999_999_999_999_999 * 2**30),
     ],
 )
 def test_a_size_is_bytes_or_has_a_unit(said: str, size: int) -> None:
@@ -123,7 +203,11 @@ def test_a_size_is_bytes_or_has_a_unit(said: str, size: int) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    ["", " ", "GiB", "-1", "-32GiB", "32 parsecs", "32G", "1TB", "1e9", "0x10", "1,000", "32GiBGiB", "٣٢", "nan"],
+    [
+        *("", " ", "GiB", "-1", "-32GiB", "32 parsecs", "32G", "1TB", "1e9", "0x10", "1,000", "32GiBGiB", "٣٢", "nan"),
+        *("inf", "+1", ".5GiB", "5.GiB", "1.2.3GiB", "1 2", "9" * 16, "9" * 400, "9" * 5000 + "GiB", "0." + "1" * 16),
+    ],
+    ids=lambda said: repr(said[:16]),
 )
 def test_nonsense_is_no_size(main: Callable[..., int], capsys: pytest.CaptureFixture[str], said: str) -> None:
     with pytest.raises(ArgumentTypeError, match="is no size; write 32GiB or 34359738368"):
@@ -142,7 +226,16 @@ def test_a_size_in_bytes_is_taken_to_the_byte(main: Callable[..., int], capsys: 
         in capsys.readouterr().out
     )
     assert main(MIXTRAL, "--vram", str(NEEDED - 1)) == 1
-    assert capsys.readouterr().out.endswith("the card has 27,705,740,799 free, 1 too few\n")
+    assert capsys.readouterr().out.endswith(f"the card has 27,705,740,799 free, 1 too few; {MEND}\n")
+
+
+def test_a_card_without_memory_is_judged_as_well(main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    for size in ("0", "0GiB", "0.1"):
+        assert main(MIXTRAL, "--vram", size) == 1
+        out, err = capsys.readouterr()
+        assert "\nthe card: 0 bytes, 0.00 GiB\n  DOES NOT FIT: " in out
+        assert out.endswith(f"the card has 0 free, 27,705,740,800 too few; {MEND}\n")
+        assert err == ""
 
 
 def test_tokens_that_must_fit_are_asked_for(main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +244,40 @@ def test_tokens_that_must_fit_are_asked_for(main: Callable[..., int], capsys: py
     assert main(MIXTRAL, "--card", "rtx-5090", "--kv-tokens", "53716") == 1
     assert "7,040,663,552 for 53,716 tokens of KV cache; " in capsys.readouterr().out
     assert main(MIXTRAL, "--vram", "25GiB", "--kv-tokens", "100") == 0
+    assert main(MIXTRAL, "--vram", "25GiB", "--kv-tokens", "1") == 0
+    assert "  fits: 1 tokens of KV cache, 0 documents" in capsys.readouterr().out
+    assert main(MIXTRAL, "--card", "b200", "--kv-tokens", "999999999") == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "many",
+        "",
+        " ",
+        "0",
+        "000",
+        "-1",
+        "-53715",
+        "1.5",
+        "1e3",
+        "1,000",
+        "1 000",
+        "5\n",
+        "+5",
+        "٣",
+        "9" * 10,
+        "9" * 5000,
+    ],
+    ids=lambda said: repr(said[:16]),
+)
+def test_tokens_are_a_number_from_1(main: Callable[..., int], capsys: pytest.CaptureFixture[str], said: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="is no number from 1 to 999999999"):
+        script.count(said)
+    assert main(MIXTRAL, "--card", "rtx-5090", f"--kv-tokens={said}") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith(f"argument --kv-tokens: {said!r} is no number from 1 to 999999999\n")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +286,8 @@ def test_tokens_that_must_fit_are_asked_for(main: Callable[..., int], capsys: py
         ((), "the following arguments are required: model"),
         ((MIXTRAL, "--card", "rtx-9999"), "invalid choice: 'rtx-9999'"),
         ((MIXTRAL, "--card", "rtx-5090", "--vram", "32GiB"), "not allowed with argument --card"),
-        ((MIXTRAL, "--kv-tokens", "many"), "invalid int value: 'many'"),
+        ((MIXTRAL, "--kv-tokens", "-5"), "argument --kv-tokens: '-5' is no number from 1 to 999999999"),
+        ((MIXTRAL, "--vram", "-5"), "argument --vram: '-5' is no size"),
         ((MIXTRAL, "--wipe"), "unrecognized arguments: --wipe"),
     ],
 )
@@ -211,6 +339,11 @@ def test_the_dtype_is_that_of_the_config_or_bfloat16(
     assert script.read(str(tmp_path / "config.json")).kv_bytes_per_token == bytes_of_a_token
 
 
+def changed(**changes: Any) -> str:
+    """Mixtral's config.json with these values."""
+    return json.dumps({**catalog.MIXTRAL.config, **changes})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -219,9 +352,23 @@ def test_the_dtype_is_that_of_the_config_or_bfloat16(
         ("{", "is no model of the catalogue and no config.json"),
         ("[]", "is no model of the catalogue and no config.json"),
         ("7", "is no model of the catalogue and no config.json"),
-        ("{}", "the config cannot be planned ('architectures')"),
-        ('{"architectures": ["GPT2LMHeadModel"]}', "the config cannot be planned (GPT2LMHeadModel is not known)"),
-        ('{"architectures": ["LlamaForCausalLM"]}', "the config cannot be planned ('hidden_size')"),
+        ('{"hidden_size": ' + "9" * 5000 + "}", "is no model of the catalogue and no config.json"),
+        ("{}", " cannot be planned: architectures is None; LlamaForCausalLM and MixtralForCausalLM are known"),
+        (
+            changed(architectures=["GPT2LMHeadModel"]),
+            "architectures is ['GPT2LMHeadModel']; LlamaForCausalLM and MixtralForCausalLM are known",
+        ),
+        (changed(hidden_size=None), " cannot be planned: hidden_size is None, not a whole number from 1 to 16,777,216"),
+        (changed(num_attention_heads=0), "num_attention_heads is 0, not a whole number from 1 to 16,777,216"),
+        (changed(num_key_value_heads=0), "num_key_value_heads is 0, not a whole number from 1 to 16,777,216"),
+        (changed(num_hidden_layers=0), "num_hidden_layers is 0, not a whole number from 1 to 1,000"),
+        (changed(num_hidden_layers=-32), "num_hidden_layers is -32, not a whole number from 1 to 1,000"),
+        (changed(num_hidden_layers="32"), "num_hidden_layers is '32', not a whole number from 1 to 1,000"),
+        (changed(vocab_size=32e3), "vocab_size is 32000.0, not a whole number from 1 to 16,777,216"),
+        (changed(vocab_size=float("inf")), "vocab_size is inf, not a whole number from 1 to 16,777,216"),
+        (changed(tie_word_embeddings="false"), "tie_word_embeddings is 'false', neither true nor false"),
+        (changed(dtype="int8"), " cannot be planned: int8 is no dtype that is known"),
+        (changed(torch_dtype=16), " cannot be planned: 16 is no dtype that is known"),
     ],
 )
 def test_what_cannot_be_planned_is_2(

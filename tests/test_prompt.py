@@ -40,17 +40,6 @@ from tests.conftest import EXAMPLES
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
 LABEL = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}, "required": ["label"]}
-BENIGN = [
-    "What is the total?",
-    " leading and trailing ",
-    "\n\nlines\n  and  runs   of\tblanks \n",
-    "",
-    " ",
-    '```\n{"a": [1, 2]}\n```',
-    "Größe: 12,50 € 日本 🎉 e\u0301",
-    "x" * 300,
-]
-DOCUMENTS = [path.read_text() for path in sorted((EXAMPLES / "documents").glob("*.txt"))]
 # Functions of the session are shared by all examples, and none of them changes anything.
 LENIENT = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

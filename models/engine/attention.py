@@ -61,6 +61,9 @@ def _attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start
     mask = None
     if start:
         mask = torch.ones(count, start + count, dtype=torch.bool, device=query.device).tril(start)
+        if query.is_cuda:
+            # With a mask and shared keys only the math kernel is left there, which takes gigabytes in fp32.
+            keys, values = (each.repeat_interleave(heads // keys.shape[0], dim=0) for each in (keys, values))
     return scaled_dot_product_attention(
         query[None],
         keys[None],
@@ -68,7 +71,7 @@ def _attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start
         attn_mask=mask,
         is_causal=mask is None,
         scale=scaling,
-        enable_gqa=True,
+        enable_gqa=heads != keys.shape[0],
     )[0]
 
 

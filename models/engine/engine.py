@@ -100,15 +100,22 @@ class Engine:
         return min(max(self.waiting / rate, 1.0), 120.0)
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while True:
-                with self._wake:
-                    self._wake.wait_for(lambda: self._stopping or self.waiting or self.running)
-                if self._stopping:
-                    break
-                self.step()
-        for sequence in [*self._scheduler.running, *self._scheduler.waiting, *self._arrived]:
-            sequence.fail(Failure("draining", "the service is shutting down"))
+        try:
+            with torch.inference_mode():
+                while True:
+                    with self._wake:
+                        self._wake.wait_for(lambda: self._stopping or self.waiting or self.running)
+                    if self._stopping:
+                        break
+                    self.step()
+        except Exception as error:
+            log.critical("the engine has stopped: %s", type(error).__name__)
+        finally:
+            # Whatever ended this thread, nobody is left waiting for it, and nobody new comes.
+            with self._wake:
+                self._stopping = True
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting, *self._arrived]:
+                sequence.fail(Failure("draining", "the service is shutting down"))
 
     def step(self) -> None:
         """Compute one flat batch of prompt pieces and single tokens, and choose a token for each row that is due."""
