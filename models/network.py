@@ -37,11 +37,14 @@ class Need:
 def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model on the meta device, linear layers and experts in NF4; routers, norms, embeddings, `lm_head` float."""
     with torch.device("meta"):
-        network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        try:
+            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        except Exception as error:  # of many kinds: what a config may hold is transformers' to say
+            raise Failure("model_unsupported", f"it cannot be built: {type(error).__name__}") from error
         if config.architectures not in (None, [type(network).__name__]):
             raise Failure(
                 "model_unsupported",
-                f"config.json names {config.architectures}, and describes a {type(network).__name__}",
+                f"config.json names {config.architectures}, describes a {type(network).__name__}",
             )
         for path, module in list(network.named_modules()):
             parent, _, name = path.rpartition(".")

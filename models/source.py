@@ -158,7 +158,16 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
             tensor: torch.Tensor = shard.get_tensor(stored)
             return tensor
 
-    return Checkpoint(AutoConfig.from_pretrained(folder), open_tokenizer(folder), shapes, sizes, read, origin)
+    return Checkpoint(open_config(folder), open_tokenizer(folder), shapes, sizes, read, origin)
+
+
+def open_config(folder: Path) -> PreTrainedConfig:
+    """The folder's config.json as transformers reads it; Failure if it cannot."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of many kinds: KeyError, its own validation errors, …
+        raise Failure("source_invalid", f"config.json cannot be read: {type(error).__name__}") from error
+    return config
 
 
 def rename(name: str) -> str:
@@ -171,7 +180,10 @@ def rename(name: str) -> str:
 
 def open_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerFast:
     """The folder's tokenizer; Failure unless it is a fast one, which grammars need."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # of many kinds, as above
+        raise Failure("source_invalid", f"the tokenizer cannot be read: {type(error).__name__}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise Failure("source_invalid", "the tokenizer is not a fast one (tokenizer.json)")
     for token in tokenizer.added_tokens_decoder.values():

@@ -87,7 +87,7 @@ def _errors_told() -> Iterator[None]:
         yield
     except Exception as error:
         # On a full disk safetensors and tokenizers raise errors of their own, the latter a bare Exception.
-        if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+        if not isinstance(error, OSError | SafetensorError | torch.OutOfMemoryError) and type(error) is not Exception:
             raise
         # No file name: the message may travel further than this terminal.
         why = os.strerror(error.errno or 0) if isinstance(error, OSError) else error

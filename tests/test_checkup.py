@@ -27,6 +27,7 @@ HEALTHY = Software(
     cuda="13.0",
     architectures=("sm_75", "sm_80", "sm_90", "sm_100", "sm_120"),
     torch_sees_card=True,
+    torch_card="GPU-1",
     bitsandbytes="0.50.2",
     bitsandbytes_for_cuda=True,
 )
@@ -39,9 +40,9 @@ TORCH_2_6 = replace(
     cuda="12.4",
     architectures=("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"),
 )
-MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card"
-RTX_5090 = Machine("cuda", "NVIDIA GeForce RTX 5090", 33_000_000_000, 33_672_543_600, (12, 0), "580.95.05")
-RTX_4090 = Machine("cuda", "NVIDIA GeForce RTX 4090", 25_000_000_000, 25_232_932_864, (8, 9), "580.95.05")
+MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card or a smaller model"
+RTX_5090 = Machine("cuda", "NVIDIA GeForce RTX 5090", 33_000_000_000, 33_672_543_600, (12, 0), "580.95.05", "GPU-1")
+RTX_4090 = Machine("cuda", "NVIDIA GeForce RTX 4090", 25_000_000_000, 25_232_932_864, (8, 9), "580.95.05", "GPU-1")
 
 
 def failed(checks: Iterable[Check]) -> list[str]:
@@ -65,6 +66,7 @@ def test_a_healthy_5090_passes_every_check() -> None:
     assert list(map(str, checkup.judge_card(HEALTHY, RTX_5090))) == [
         "driver: 580.95.05",
         "torch build: CUDA 13.0",
+        "card: NVIDIA GeForce RTX 5090 GPU-1",
         "architectures: sm_75 sm_80 sm_90 sm_100 sm_120",
         "bitsandbytes library: CUDA",
     ]
@@ -445,6 +447,34 @@ def test_this_very_machine_can_serve_the_tiny_model(tiny_home: Path) -> None:
     checkup.require(checks)
 
 
+def test_a_card_that_torch_would_not_use_is_told() -> None:
+    """Two cards, and the plan made for the other one."""
+    lines = failed(checkup.judge_card(replace(HEALTHY, torch_card="GPU-2"), RTX_5090))
+    assert lines == [
+        "card: NVIDIA GeForce RTX 5090 GPU-1; torch would use GPU-2: name one card in CUDA_VISIBLE_DEVICES"
+    ]
+
+
+def test_what_is_known_before_an_import_is_looked_at_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Callable[[Path], Path]
+) -> None:
+    monkeypatch.setattr(checkup, "software", lambda: HEALTHY)
+    cache(tmp_path / "hub")
+    checks = checkup.examine_import(catalog.MIXTRAL, tmp_path / "models", RTX_5090)
+    assert failed(check for check in checks if not check.subject.startswith("disk")) == []
+    assert {"python", "driver", "card", "disk of the store", "disk of the hub's cache", "memory"} <= {
+        check.subject for check in checks
+    }
+    old = replace(RTX_5090, driver="550.54.15")
+    assert any(line.startswith("driver: ") for line in failed(checkup.examine_import(catalog.MIXTRAL, tmp_path, old)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_store_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir(mode=0)
+    assert failed(checkup.judge_store(catalog.SMOLLM2, tmp_path / "models"))[0].startswith("store: ")
+
+
 def test_the_card_is_examined_where_it_is_to_compute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Callable[[Path], Path]
 ) -> None:
@@ -455,7 +485,7 @@ def test_the_card_is_examined_where_it_is_to_compute(
     before = ["python", "platform", "torch", "bitsandbytes", "store", "disk of the store", "disk of the hub's cache"]
     assert [check.subject for check in checks] == [
         *before,
-        *("driver", "torch build", "architectures", "bitsandbytes library"),
+        *("driver", "torch build", "card", "architectures", "bitsandbytes library"),
         "memory",
     ]
     lines = failed(checks)
@@ -604,5 +634,5 @@ def test_the_doctor_speaks_where_nothing_is_installed(tmp_path: Path) -> None:
         check=False,
         timeout=60,
     )
-    line = "FAIL  packages: psutil is not installed; run scripts/install requirements.lock\n"
+    line = "FAIL  packages: huggingface_hub is not installed; run scripts/install requirements.lock\n"
     assert (result.returncode, result.stdout, result.stderr) == (1, line, "")

@@ -49,13 +49,13 @@ def test_list_of_an_empty_store_is_empty(tmp_path: Path) -> None:
 
 def test_list_shows_every_item(copy: Path) -> None:
     item = located(copy)
-    shutil.copytree(item, item.parent / "folder-zzzzzzzzzzzz-nf4-1")
-    (item.parent / "folder-zzzzzzzzzzzz-nf4-1" / "manifest.json").write_text("{")
+    shutil.copytree(item, item.parent / "folder-zzzzzzzzzzzz-nf4-2")
+    (item.parent / "folder-zzzzzzzzzzzz-nf4-2" / "manifest.json").write_text("{")
     result = run(copy, "--list")
     assert result.returncode == 1
     whole, broken = result.stdout.splitlines()
     assert "4 bits" in whole
-    assert broken.startswith("smollm2-135m-instruct:folder-zzzzzzzzzzzz-nf4-1  BROKEN  ")
+    assert broken.startswith("smollm2-135m-instruct:folder-zzzzzzzzzzzz-nf4-2  BROKEN  ")
 
 
 def test_verify_of_a_whole_store_is_0(tiny_home: Path) -> None:

@@ -16,17 +16,18 @@ from models.machine import CARDS, Machine
 
 MIB = 1 << 20
 GIB = 1 << 30
-RTX_5090 = Machine("cuda", "NVIDIA GeForce RTX 5090", 33_000_000_000, 34_190_917_632, (12, 0), "580.95.05")
+RTX_5090 = Machine("cuda", "NVIDIA GeForce RTX 5090", 33_000_000_000, 34_190_917_632, (12, 0), "580.95.05", "GPU-1")
 
 
 class Driver:
     """Stands in for pynvml's functions; counts how often it was opened and closed."""
 
-    def __init__(self, devices: int = 1, broken: str = "") -> None:
+    def __init__(self, devices: int = 1, broken: str = "", error: int = pynvml.NVML_ERROR_UNKNOWN) -> None:
         self.devices = devices
+        self.error = error
         self.broken = broken
         self.opened = self.closed = 0
-        self.asked: list[int] = []
+        self.asked: list[int | str] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Driver":
         answers: dict[str, Callable[..., Any]] = {
@@ -40,6 +41,8 @@ class Driver:
             "nvmlDeviceGetCudaComputeCapability": lambda handle: [12, 0],
             "nvmlDeviceGetName": lambda handle: "NVIDIA GeForce RTX 5090",
             "nvmlSystemGetDriverVersion": lambda: "580.95.05",
+            "nvmlDeviceGetHandleByUUID": self.handle,
+            "nvmlDeviceGetUUID": lambda handle: "GPU-1",
         }
         for name, answer in answers.items():
             monkeypatch.setattr(pynvml, name, self.fail if name == self.broken else answer)
@@ -51,12 +54,12 @@ class Driver:
     def close(self) -> None:
         self.closed += 1
 
-    def handle(self, number: int) -> object:
+    def handle(self, number: int | str) -> object:
         self.asked.append(number)
         return object()
 
     def fail(self, *_: object) -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+        raise pynvml.NVMLError(self.error)
 
 
 @pytest.fixture
@@ -107,10 +110,29 @@ def test_a_card_is_named_as_it_is_chosen_and_shows_less_than_it_is_sold_with(nam
     assert (8, 0) <= card.capability <= (12, 0)
 
 
-def test_a_machine_without_a_driver_has_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver(broken="nvmlInit").install(monkeypatch)
+@pytest.mark.parametrize("error", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED])
+def test_a_machine_without_a_driver_has_no_card(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    driver = Driver(broken="nvmlInit", error=error).install(monkeypatch)
     assert machine.card() is None
     assert driver.closed == 0  # nothing was opened
+
+
+@pytest.mark.parametrize("error", [pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_UNKNOWN])
+def test_a_broken_driver_is_not_taken_for_none(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    """Else a small model would be served by the CPU of a machine whose driver was updated and wants a restart."""
+    Driver(broken="nvmlInit", error=error).install(monkeypatch)
+    with pytest.raises(Failure, match="machine_unfit: the NVIDIA driver cannot be used: "):
+        machine.look()
+    assert machine.look("cpu").device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("visible", "asked"), [("", 0), ("0", 0), ("1", 1), ("3,1", 3), (" 2 , 0", 2), ("GPU-77,GPU-1", "GPU-77")]
+)
+def test_the_first_visible_card_is_asked(monkeypatch: pytest.MonkeyPatch, visible: str, asked: int | str) -> None:
+    driver = Driver(8).install(monkeypatch)
+    assert machine.look("", visible) == RTX_5090
+    assert driver.asked == [asked]
 
 
 def test_a_driver_without_a_gpu_is_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +200,11 @@ def test_a_card_can_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert driver.opened == 0
 
 
-@pytest.mark.parametrize("driver", [Driver(broken="nvmlInit"), Driver(devices=0)], ids=["no driver", "no gpu"])
+@pytest.mark.parametrize(
+    "driver",
+    [Driver(broken="nvmlInit", error=pynvml.NVML_ERROR_DRIVER_NOT_LOADED), Driver(devices=0)],
+    ids=["no driver", "no gpu"],
+)
 def test_without_a_card_it_is_the_host_unless_a_card_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, driver: Driver
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from models import catalog, manifest
 from models.failure import Failure
 
-PINNED = "b179c9523d0e-nf4-1"
+PINNED = "b179c9523d0e-nf4-2"
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_field_too_many_or_too_few_is_refused(item: Path) -> None:
 
 
 def test_the_pinned_item_wins_over_a_folder(tmp_path: Path) -> None:
-    folder = stub(tmp_path, "folder-0123456789ab-nf4-1")
+    folder = stub(tmp_path, "folder-0123456789ab-nf4-2")
     (folder.parent / "latest").write_text(folder.name)
     assert manifest.locate(catalog.SMOLLM2, tmp_path) == folder
     pinned = stub(tmp_path, PINNED)
@@ -188,8 +188,8 @@ def test_the_pinned_item_wins_over_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_found_through_latest_alone(tmp_path: Path) -> None:
-    first = stub(tmp_path, "folder-0123456789ab-nf4-1")
-    second = stub(tmp_path, "folder-ba9876543210-nf4-1")
+    first = stub(tmp_path, "folder-0123456789ab-nf4-2")
+    second = stub(tmp_path, "folder-ba9876543210-nf4-2")
     for item in (first, second, first):
         (item.parent / "latest").write_text(f"{item.name}\n")
         assert manifest.locate(catalog.SMOLLM2, tmp_path) == item
@@ -216,15 +216,15 @@ def test_an_empty_store_names_the_command(tmp_path: Path) -> None:
 
 def test_another_revision_is_not_served(tmp_path: Path) -> None:
     """`latest` may point to what an older release of the catalogue pinned."""
-    old = stub(tmp_path, "0123456789ab-nf4-1")
+    old = stub(tmp_path, "0123456789ab-nf4-2")
     (old.parent / "latest").write_text(old.name)
     not_imported(tmp_path)
 
 
 def test_a_latest_that_points_nowhere_is_not_served(tmp_path: Path) -> None:
-    item = stub(tmp_path, "folder-0123456789ab-nf4-1")
+    item = stub(tmp_path, "folder-0123456789ab-nf4-2")
     not_imported(tmp_path)  # no latest
-    (item.parent / "latest").write_text("folder-ffffffffffff-nf4-1")
+    (item.parent / "latest").write_text("folder-ffffffffffff-nf4-2")
     not_imported(tmp_path)
     (item.parent / "latest").write_text(item.name)
     (item / "manifest.json").unlink()

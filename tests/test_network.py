@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedModel
 
 from models import catalog, manifest, network, plan, store
 from models.failure import Failure
@@ -244,3 +244,19 @@ def test_another_code_table_is_refused(tiny: store.Loaded, table: str) -> None:
     name = f"model.layers.1.self_attn.k_proj.{table}"
     put(tiny, name, tiny.network.get_parameter(name) + 0.001)
     assert proof(tiny) == f"{name} is not the table of this NF4"
+
+
+def test_a_config_that_names_one_class_and_describes_another_is_refused() -> None:
+    """`model_type` picks the class; one that computes something else must not come in under an allowed name."""
+    config = MistralConfig(architectures=["LlamaForCausalLM"], hidden_size=64, num_hidden_layers=1)
+    with pytest.raises(Failure) as refused:
+        network.build(config, torch.float32)
+    assert refused.value.code == "model_unsupported"
+    assert refused.value.message == "config.json names ['LlamaForCausalLM'], describes a MistralForCausalLM"
+
+
+def test_a_config_that_cannot_be_built_is_refused() -> None:
+    with pytest.raises(Failure) as refused:
+        network.build(LlamaConfig.from_dict({**tied().to_dict(), "hidden_act": "no-such"}), torch.float32)
+    assert refused.value.code == "model_unsupported"
+    assert refused.value.message == "it cannot be built: KeyError"

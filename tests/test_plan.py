@@ -18,7 +18,7 @@ from models.failure import Failure
 from models.machine import Machine
 from models.nf4.layout import Spec
 
-MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card"
+MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card or a smaller model"
 MIB = 1 << 20
 GIB = 1 << 30
 LLAMA = {
@@ -178,10 +178,10 @@ def test_heads_are_as_wide_as_the_config_says_or_share_the_hidden_size() -> None
 
 
 def test_without_heads_for_keys_of_its_own_a_model_has_one_for_every_head() -> None:
-    for config in (LLAMA, TINY_MIXTRAL):
-        every = plan.make("it", {**config, "num_key_value_heads": 4}, "bfloat16")
-        assert every.kv_bytes_per_token == 2 * 2 * 4 * 32 * 2
-        assert every == plan.make("it", {**config, "num_key_value_heads": None}, "bfloat16")
+    every = plan.make("it", {**LLAMA, "num_key_value_heads": 4}, "bfloat16")
+    assert every.kv_bytes_per_token == 2 * 2 * 4 * 32 * 2
+    assert every == plan.make("it", {**LLAMA, "num_key_value_heads": None}, "bfloat16")
+    assert refused({**TINY_MIXTRAL, "num_key_value_heads": None}).startswith("num_key_value_heads is None, ")
     absent = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
     assert plan.make("it", absent, "bfloat16") == plan.make("it", {**LLAMA, "num_key_value_heads": 4}, "bfloat16")
 
@@ -338,7 +338,8 @@ def test_a_size_larger_than_any_model_is_refused(name: str, most: int) -> None:
 def test_the_largest_sizes_are_planned() -> None:
     """Only one of them at a time is so large."""
     for name, most in SIZES.items():
-        assert plan.make("it", {**TINY_MIXTRAL, "head_dim": 64, name: most}, "bfloat16").weights > 0
+        alone = {"num_attention_heads": most} if name == "num_key_value_heads" else {"num_key_value_heads": 1}
+        assert plan.make("it", {**TINY_MIXTRAL, "head_dim": 64, **alone, name: most}, "bfloat16").weights > 0
     assert plan.make("it", {**TINY_MIXTRAL, "vocab_size": 1}, "bfloat16").specs["lm_head.weight"].shape == (1, 128)
 
 
@@ -355,7 +356,25 @@ def test_the_experts_of_a_dense_model_are_not_looked_at() -> None:
 
 
 def test_heads_that_the_hidden_size_cannot_be_shared_by_are_refused() -> None:
-    assert refused({**LLAMA, "num_attention_heads": 129}).startswith("head_dim is 0, not a whole number from 1 to ")
+    assert refused({**LLAMA, "num_attention_heads": 258}).startswith("head_dim is 0, not a whole number from 1 to ")
+    for heads, kv_heads in ((4, 3), (4, 8), (32, 5)):
+        change = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        assert refused({**LLAMA, **change}) == f"{heads} heads cannot share the keys of {kv_heads}"
+
+
+def test_a_window_that_the_engine_would_ignore_is_refused() -> None:
+    assert refused({**TINY_MIXTRAL, "sliding_window": 4}) == "attention within a sliding window is not known"
+    assert plan.make("it", {**TINY_MIXTRAL, "sliding_window": None}, "bfloat16").weights > 0
+
+
+@pytest.mark.parametrize("chosen", [0, 9, -1, 2.0, "2", True])
+def test_more_experts_a_token_than_there_are_is_refused(chosen: Any) -> None:
+    told = {**TINY_MIXTRAL, "num_local_experts": 8, "num_experts_per_tok": chosen}
+    assert refused(told) == f"num_experts_per_tok is {chosen!r}, not a whole number from 1 to 8"
+
+
+def test_a_long_value_is_not_told_whole() -> None:
+    assert len(refused({**LLAMA, "hidden_size": [7] * 100_000})) < 200
 
 
 @pytest.mark.parametrize("name", ["attention_bias", "mlp_bias", "tie_word_embeddings"])
@@ -386,7 +405,7 @@ def test_a_width_that_cannot_be_quantised_is_refused(change: dict[str, int], col
 
 @pytest.mark.parametrize("dtype", ["int4", "torch.bfloat16", "auto", "float64", "BFLOAT16", ""])
 def test_a_dtype_of_unknown_size_is_refused(dtype: str) -> None:
-    assert refused(LLAMA, dtype) == f"{dtype} is no dtype that is known"
+    assert refused(LLAMA, dtype) == f"dtype is {dtype!r}; bfloat16, float16, float32 are known"
 
 
 def test_a_memory_of_just_the_right_size_is_enough_and_one_byte_less_is_not() -> None:
@@ -400,7 +419,7 @@ def test_a_memory_of_just_the_right_size_is_enough_and_one_byte_less_is_not() ->
     assert failure.value.message == (
         "mixtral-8x7b-instruct needs 27,705,740,800 bytes: 24,484,515,328 of weights, 2,147,483,648 of workspace, "
         "1,073,741,824 for 8,192 tokens of KV cache; the card has 27,705,740,799 free, 1 too few; "
-        "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card"
+        "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card or a smaller model"
     )
 
 

@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 MIXTRAL = "mixtral-8x7b-instruct"
 NEEDED = 27_705_740_800  # weights, 2 GiB of workspace, 8,192 tokens of KV cache
 LEDGER = """\
-mixtral-8x7b-instruct: 46,702,792,704 weights in NF4, the rest as published
+mixtral-8x7b-instruct: 46,702,792,704 weights, the matrices in NF4
 
   experts                     22,548,578,304 bytes
   attention                      671,088,640 bytes
@@ -36,7 +36,7 @@ mixtral-8x7b-instruct: 46,702,792,704 weights in NF4, the rest as published
 """
 
 
-MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card"
+MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card or a smaller model"
 
 
 def run(*command: str, cwd: Path = ROOT, **environ: str) -> "subprocess.CompletedProcess[str]":
@@ -121,7 +121,7 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("script", "argument", "status", "said"),
     [
-        ("plan", "config.json", 0, "config.json: 46,702,792,704 weights in NF4, "),
+        ("plan", "config.json", 0, "config.json: 46,702,792,704 weights, the matrices in NF4"),
         ("doctor", "smollm2-135m-instruct", 1, "FAIL  TORCH_DEVICE is 'tpu'; "),
         ("import_model", "--list", 1, "smollm2-135m-instruct:x  BROKEN  "),
     ],
@@ -160,7 +160,7 @@ def test_a_24_gb_card_is_refused_with_the_numbers(main: Callable[..., int], caps
         "  DOES NOT FIT: mixtral-8x7b-instruct needs 27,705,740,800 bytes: 24,484,515,328 of weights, "
         "2,147,483,648 of workspace, 1,073,741,824 for 8,192 tokens of KV cache; "
         "rtx-4090 has 25,232,932,864 free, 2,472,807,936 too few; "
-        "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card\n"
+        "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card or a smaller model\n"
     )
     assert said.err == ""
 
@@ -367,8 +367,8 @@ def changed(**changes: Any) -> str:
         (changed(vocab_size=32e3), "vocab_size is 32000.0, not a whole number from 1 to 16,777,216"),
         (changed(vocab_size=float("inf")), "vocab_size is inf, not a whole number from 1 to 16,777,216"),
         (changed(tie_word_embeddings="false"), "tie_word_embeddings is 'false', neither true nor false"),
-        (changed(dtype="int8"), " cannot be planned: int8 is no dtype that is known"),
-        (changed(torch_dtype=16), " cannot be planned: 16 is no dtype that is known"),
+        (changed(dtype="int8"), " cannot be planned: dtype is 'int8'; bfloat16, float16, float32 are known"),
+        (changed(torch_dtype=16), " cannot be planned: dtype is 16; bfloat16, float16, float32 are known"),
     ],
 )
 def test_what_cannot_be_planned_is_2(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from models import catalog, manifest, source
@@ -102,6 +102,68 @@ def test_a_config_is_checked_before_anything_is_built(folder: Path) -> None:
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**described, "attn_implementation": "owner/kernel"}))
     assert "attn_implementation" in refuse_folder(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model_type": None}, {"model_type": "no-such"}, {"hidden_size": "64"}],
+)
+def test_a_config_that_transformers_cannot_read_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, **change}))
+    assert refuse_folder(folder).startswith("config.json cannot be read: ")
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[]"])
+def test_a_tokenizer_that_cannot_be_read_is_refused(folder: Path, text: str | None) -> None:
+    for file in folder.glob("*token*"):
+        file.unlink()
+    if text is not None:
+        (folder / "tokenizer.json").write_text(text)
+    assert "tokenizer" in refuse_folder(folder)
+
+
+def test_an_added_token_that_is_not_special_is_refused(folder: Path) -> None:
+    """The tokenizer reads it in a document's text as well, whatever it is told."""
+    described = json.loads((folder / "tokenizer.json").read_text())
+    name = "<|forged|>"
+    described["added_tokens"].append({**described["added_tokens"][-1], "id": 49_152, "content": name, "special": False})
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    assert refuse_folder(folder) == f"the tokenizer's added token {name} is not a special one"
+
+
+def test_a_tensor_that_comes_twice_is_refused(folder: Path) -> None:
+    save_file({"model.norm.weight": torch.ones(64)}, folder / "zz.safetensors")
+    assert refuse_folder(folder) == "the source holds model.norm.weight twice"
+
+
+def test_one_expert_under_two_names_is_refused(tiny_mixtral_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_mixtral_folder, tmp_path / "folder"))
+    save_file({"model.layers.0.mlp.experts.0.gate_proj.weight": torch.ones(128, 64)}, folder / "zz.safetensors")
+    with pytest.raises(Failure) as failure:
+        source.open_folder(folder, "MixtralForCausalLM", {})
+    assert failure.value.message == "the source holds model.layers.0.mlp.experts.0.gate_proj.weight twice"
+
+
+def test_a_tensor_of_another_type_is_refused(folder: Path) -> None:
+    save_file({"x": torch.ones(3, dtype=torch.int64)}, folder / "zz.safetensors")
+    assert refuse_folder(folder) == "x is I64; F32, F16 and BF16 are allowed"
+
+
+@pytest.mark.parametrize(
+    ("stored", "ours"),
+    [
+        ("model.layers.3.block_sparse_moe.gate.weight", "model.layers.3.mlp.gate.weight"),
+        ("model.layers.31.block_sparse_moe.experts.7.w1.weight", "model.layers.31.mlp.experts.7.gate_proj.weight"),
+        ("model.layers.0.block_sparse_moe.experts.0.w3.weight", "model.layers.0.mlp.experts.0.up_proj.weight"),
+        ("model.layers.0.block_sparse_moe.experts.0.w2.weight", "model.layers.0.mlp.experts.0.down_proj.weight"),
+        ("model.layers.0.mlp.experts.5.up_proj.weight", "model.layers.0.mlp.experts.5.up_proj.weight"),
+        ("model.layers.0.mlp.w1.weight", "model.layers.0.mlp.w1.weight"),
+        ("lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_hub_names_become_those_of_transformers(stored: str, ours: str) -> None:
+    assert source.rename(stored) == ours
 
 
 def test_a_tokenizer_that_is_not_a_fast_one_is_refused(folder: Path) -> None:
@@ -238,7 +300,7 @@ def test_a_model_is_imported_from_the_hub(
     importer: Importer, repository: Repository, tmp_path: Path, tiny_home: Path
 ) -> None:
     result = importer.run("bring", store=str(tmp_path / "models"), repository=NAME, revision=REVISION)
-    assert result.get("tag") == "smollm2-135m-instruct:0123456789ab-nf4-1", result
+    assert result.get("tag") == "smollm2-135m-instruct:0123456789ab-nf4-2", result
     here = replace(catalog.SMOLLM2, source=catalog.Hub(NAME, REVISION))
     imported = manifest.verify(manifest.locate(here, tmp_path / "models"))
     assert imported.source == {"kind": "hub", "repository": NAME, "revision": REVISION}

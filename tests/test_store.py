@@ -284,7 +284,7 @@ def test_a_kill_before_each_step_of_publishing(
         if broken:
             shutil.copytree(tiny_home / "models", models)
             damage(item_of(models) / "layer-000.safetensors")
-            (item_of(models).parent / "latest").write_text("folder-000000000000-nf4-1")
+            (item_of(models).parent / "latest").write_text("folder-000000000000-nf4-2")
 
     prepare(tmp_path / "undisturbed" / "models")
     whole = importer.run("bring", store=str(tmp_path / "undisturbed" / "models"), folder=str(tiny_folder))
