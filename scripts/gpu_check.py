@@ -9,7 +9,8 @@ import json
 import platform
 import sys
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,12 @@ def main() -> int:
         return 0
     options.out.mkdir(exist_ok=True, parents=True)
     config = MixtralConfig(**{**catalog.MIXTRAL.config, "num_hidden_layers": options.layers})
-    planned = plan.make("mixtral", config.to_dict() | {"architectures": ["MixtralForCausalLM"]}, "bfloat16")
+    planned = plan.make("mixtral", config.to_dict(), "bfloat16")
     fitting = tuple(batch for batch in BATCHES if batch * (PROMPT + ANSWER) <= planned.room(card))
     if not fitting:
-        print(f"scripts/gpu_check: {options.layers} layers do not fit on {card.name}; try --layers", file=sys.stderr)
-        return 1
+        sys.exit(f"scripts/gpu_check: {options.layers} layers do not fit on {card.name}; try --layers")
     found = check(config, torch.device("cuda"), fitting, PROMPT, ANSWER)
-    found["card"] = {"name": card.name, "driver": card.driver, "capability": card.capability, "bytes": card.total}
+    found["card"] = asdict(card)
     found["host"] = {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()}
     found["versions"] = {name: version(name) for name in ("torch", "transformers", "bitsandbytes")}
     file = options.out / f"gpu_check-{card.name.lower().replace(' ', '-')}-{options.layers}-layers.json"
@@ -67,20 +67,17 @@ def check(
     config: MixtralConfig, device: torch.device, batches: tuple[int, ...], prompt: int, answer: int
 ) -> dict[str, Any]:
     """All figures for a model of this config; speeds in tokens a second, sizes in bytes."""
-    described = config.to_dict() | {"architectures": ["MixtralForCausalLM"]}
-    planned = plan.make("mixtral", described, "bfloat16")
+    planned = plan.make("mixtral", config.to_dict(), "bfloat16")
     bandwidth = copy_bandwidth(device)
     before = memory(device)
     model = make(config, device)
     network.prove(model, planned.specs, device)
-    taken = {name: count - before[name] for name, count in memory(device).items()} or {
-        "requested": network.resident_bytes(model)
-    }
+    taken = {name: count - before.get(name, 0) for name, count in memory(device).items()}
+    taken = taken or {"requested": network.resident_bytes(model)}
     speeds = []
     for batch in batches:
         rates = measure(model, batch, prompt, answer)
-        step = step_bytes(planned, config, batch, prompt + answer // 2)
-        limit = bandwidth / step * batch
+        limit = bandwidth / step_bytes(planned, config, batch, prompt + answer // 2) * batch
         speeds.append(rates | {"decode_limit": limit, "decode_fraction": rates["decode"] / limit})
     agreement = compare(model, min(prompt, 200), min(answer, 32))
     return {
@@ -176,10 +173,8 @@ def measure(model: PreTrainedModel, batch: int, prompt: int, answer: int) -> dic
         rows = sequences(model, batch, prompt, tokens)
         for row in rows:
             engine.submit(row)
-        count, seconds = (
-            dict.fromkeys(("prefill", "decode", "both"), 0),
-            dict.fromkeys(("prefill", "decode", "both"), 0.0),
-        )
+        count: dict[str, int] = defaultdict(int)
+        seconds: dict[str, float] = defaultdict(float)
         while not all(row.future.done() for row in rows):
             before = [(row.computed, bool(row.output)) for row in rows]
             started = now(device)

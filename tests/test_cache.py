@@ -72,6 +72,43 @@ def test_extend_gives_back_all_that_was_written_so_far() -> None:
             assert torch.equal(values, written[1, layer, :, :end])
 
 
+def test_places_that_do_not_lie_side_by_side_serve_as_well() -> None:
+    """Every other sequence leaves, and one that is larger than any hole comes."""
+    books = cache()
+    for number in range(8):
+        books.reserve(number, 8)
+    kept = {number: torch.randn(2, LAYERS, HEADS, 8, DIM) for number in (0, 2, 4, 6)}
+    for number, written in kept.items():
+        for layer in range(LAYERS):
+            books.extend(number, layer, 0, *written[:, layer])
+    for number in (1, 3, 5, 7):
+        books.free(number)
+    books.reserve(9, 30)
+    written = torch.randn(2, LAYERS, HEADS, 30, DIM)
+    for start, end in [(0, 7), (7, 8), (8, 30)]:
+        for layer in range(LAYERS):
+            keys, values = books.extend(9, layer, start, *written[:, layer, :, start:end])
+            assert torch.equal(keys, written[0, layer, :, :end])
+            assert torch.equal(values, written[1, layer, :, :end])
+    for number, theirs in kept.items():
+        for layer in range(LAYERS):
+            keys, values = books.extend(number, layer, 7, *theirs[:, layer, :, 7:])
+            assert torch.equal(keys, theirs[0, layer])
+            assert torch.equal(values, theirs[1, layer])
+    assert not books.fits(3)
+    books.free(9)
+    assert books.reserved == 32
+
+
+def test_the_memory_is_taken_at_once_and_no_more_later() -> None:
+    books = cache(budget=1000)
+    before = books._pool.untyped_storage().data_ptr()
+    assert books._pool.nbytes == 1000 * books.bytes_per_token
+    books.reserve(1, 600)
+    keys, _ = books.extend(1, 0, 0, *torch.zeros(2, HEADS, 600, DIM))
+    assert keys.untyped_storage().data_ptr() == before
+
+
 OPERATIONS = st.tuples(
     st.sampled_from(["reserve", "free", "fill"]), st.integers(0, 5), st.integers(1, 40), st.integers(0, LAYERS - 1)
 )

@@ -456,6 +456,27 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(poison: float, small: sto
     assert engine.cache.reserved == 0
 
 
+def test_when_the_thread_itself_ends_nobody_is_left_waiting(
+    small: store.Loaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make(small, kv_tokens=60)
+    rows = [sequence(20, 10, seed) for seed in range(3)]
+    for row in rows:
+        engine.submit(row)
+
+    def fail() -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(engine._scheduler, "plan", fail)
+    engine.start()
+    assert [failure(row).code for row in rows] == ["draining"] * 3
+    engine._thread.join(10)
+    assert not engine.alive
+    with pytest.raises(Failure, match="draining"):
+        engine.submit(sequence(20, 10, 9))
+    assert "the engine has stopped: RuntimeError" in caplog.text
+
+
 def test_a_fault_in_the_model_fails_the_rows_of_that_step_and_no_others(
     small: store.Loaded, caplog: pytest.LogCaptureFixture
 ) -> None:

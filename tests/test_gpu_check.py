@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 CONFIG = MixtralConfig(
+    architectures=["MixtralForCausalLM"],
     vocab_size=1000,
     hidden_size=128,
     intermediate_size=256,
