@@ -68,8 +68,7 @@ def check(
 ) -> dict[str, Any]:
     """All figures for a model of this config; speeds in tokens a second, sizes in bytes."""
     planned = plan.make("mixtral", config.to_dict(), "bfloat16")
-    bandwidth = copy_bandwidth(device)
-    before = memory(device)
+    bandwidth, before = copy_bandwidth(device), memory(device)
     model = make(config, device)
     network.prove(model, planned.specs, device)
     taken = {name: count - before.get(name, 0) for name, count in memory(device).items()}
