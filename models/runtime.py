@@ -56,6 +56,7 @@ class Runtime:
             "engine": {
                 "waiting": self.engine.waiting,
                 "running": self.engine.running,
+                "forced_tokens": self.engine.forced_tokens,
                 "kv_tokens": cache.budget,
                 "kv_tokens_reserved": cache.reserved,
                 "kv_bytes_per_token": cache.bytes_per_token,

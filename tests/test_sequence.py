@@ -32,9 +32,18 @@ def test_pieces_cover_the_prompt_in_order(prompt: list[int], limits: list[int]) 
     assert computed == prompt
 
 
-def test_after_the_prompt_only_the_token_chosen_last_is_pending() -> None:
-    sequence = Sequence([1, 2, 3], Sampling(4), computed=3, output=[7, 8])
-    assert sequence.pending(100) == [8]
+@settings(deadline=None)
+@given(
+    prompt=st.lists(st.integers(0, 99), min_size=1, max_size=20),
+    output=st.lists(st.integers(0, 99), max_size=20),
+    computed=st.integers(0, 39),
+    limit=st.integers(1, 50),
+)
+def test_what_is_pending_is_what_is_not_computed(
+    prompt: list[int], output: list[int], computed: int, limit: int
+) -> None:
+    sequence = Sequence(prompt, Sampling(40), computed=computed, output=output)
+    assert sequence.pending(limit) == (prompt + output)[computed : computed + limit]
 
 
 def test_length_counts_what_is_there_and_capacity_what_may_come() -> None:

@@ -35,6 +35,7 @@ class Engine:
         self._network = network
         self._stops = stops
         self._max_waiting = max_waiting
+        self.forced_tokens = 0
         self.device = first.device
         self.vocabulary: int = config.vocab_size
         self.cache = Cache(
@@ -84,13 +85,19 @@ class Engine:
             )
         if not sequence.prompt or not 0 <= min(sequence.prompt) <= max(sequence.prompt) < self.vocabulary:
             raise ValueError("a prompt needs ids of the model's vocabulary")
+        self._require_room()
+        # What the grammar forces at the start is computed together with the prompt; one token is left to choose.
+        self._force(sequence, sequence.sampling.max_new_tokens - 1)
         with self._wake:
-            if self._stopping:
-                raise Failure("draining", "the service is shutting down")
-            if self.waiting >= self._max_waiting:
-                raise Failure("queue_full", f"{self.waiting} prompts are waiting", self._drain_seconds())
+            self._require_room()
             self._arrived.append(sequence)
             self._wake.notify()
+
+    def _require_room(self) -> None:
+        if self._stopping:
+            raise Failure("draining", "the service is shutting down")
+        if self.waiting >= self._max_waiting:
+            raise Failure("queue_full", f"{self.waiting} prompts are waiting", self._drain_seconds())
 
     def _drain_seconds(self) -> float:
         """How long the queue in front takes at the rate of the last finished sequences; 1 to 120."""
@@ -185,11 +192,26 @@ class Engine:
             # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
             raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
         if token not in self._stops:
-            sequence.output.append(token)
-            if sequence.on_token is not None:
-                sequence.on_token(token)
+            self._append(sequence, token)
+            self._force(sequence, sequence.sampling.max_new_tokens)
         ended = token in self._stops or (matcher is not None and matcher.is_stopped())
         if ended or len(sequence.output) >= sequence.sampling.max_new_tokens:
             self._scheduler.release(sequence)
             self._finished.append(time.monotonic())
             sequence.finish("stop" if ended else "length")
+
+    def _force(self, sequence: Sequence, most: int) -> None:
+        """Append the tokens that the grammar leaves no choice about, up to `most` in the output; no pass is spent on
+        each. llguidance gives them as the tokenizer itself would cut the text, and none that a next one may join."""
+        if sequence.matcher is None or sequence.matcher.is_stopped():
+            return
+        for token in sequence.matcher.compute_ff_tokens()[: max(most - len(sequence.output), 0)]:
+            if not sequence.matcher.consume_token(token):
+                raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
+            self._append(sequence, token)
+            self.forced_tokens += 1
+
+    def _append(self, sequence: Sequence, token: int) -> None:
+        sequence.output.append(token)
+        if sequence.on_token is not None:
+            sequence.on_token(token)

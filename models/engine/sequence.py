@@ -77,10 +77,10 @@ class Sequence:
         return len(self.prompt) + self.sampling.max_new_tokens
 
     def pending(self, limit: int) -> list[int]:
-        """The next tokens to compute, at most `limit`: a piece of the prompt, or the token chosen last."""
-        if self.computed < len(self.prompt):
-            return self.prompt[self.computed : self.computed + limit]
-        return self.output[-1:]
+        """The next tokens to compute, at most `limit`: of the prompt, and of the output those chosen or forced last."""
+        end = self.computed + limit
+        made = max(self.computed - len(self.prompt), 0), max(end - len(self.prompt), 0)
+        return self.prompt[self.computed : end] + self.output[slice(*made)]
 
     def finish(self, reason: FinishReason) -> None:
         now = time.monotonic()
