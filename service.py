@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 import settings
@@ -66,7 +67,7 @@ class ZopilotGPU:
             sys.exit(f"zopilot-gpu: cannot serve: {refused.message}")
 
     def _load(self) -> None:
-        """In the background, so that from its first second the service can say that it is loading."""
+        """In the background, so that the service can say that it is loading; then ends the process with the engine."""
         try:
             from models.runtime import Runtime  # torch comes in here
 
@@ -86,6 +87,11 @@ class ZopilotGPU:
             os._exit(1)
         self.runtime = runtime
         STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive)
+        if not runtime.engine.wait():
+            print("zopilot-gpu: the engine has stopped by a fault; the process ends", file=sys.stderr, flush=True)
+            STATUS.fail()
+            time.sleep(1)  # for those who waited to be told
+            os._exit(1)
 
     @bentoml.on_shutdown
     def stop(self) -> None:

@@ -520,6 +520,54 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(poison: float, small: sto
     assert engine.cache.reserved == 0
 
 
+@pytest.mark.parametrize("guilty", [[], [0], [4], [1, 2], [0, 3, 4], [0, 1, 2, 3, 4]])
+def test_out_of_memory_hurts_only_the_rows_that_cause_it(guilty: list[int], small: store.Loaded) -> None:
+    """They come while the others are answering; whatever rows share their steps."""
+    poison = 41_234
+    engine = make(small)
+    expected = run(engine, [sequence(20, 10, seed) for seed in range(5)])
+    rows = [sequence(20, 10, seed) for seed in range(5)]
+    for number, row in enumerate(rows):
+        assert poison not in row.prompt + expected[number]
+        if number in guilty:
+            row.prompt[7] = poison
+    late = [row for number, row in enumerate(rows) if number in guilty or number == 3]
+
+    def fail(_: Any, __: Any, named: dict[str, torch.Tensor]) -> None:
+        if poison in named["input_ids"]:
+            raise torch.OutOfMemoryError("secret words of a document")
+
+    with small.network.model.register_forward_pre_hook(fail, with_kwargs=True):
+        for row in rows:
+            if row not in late:
+                engine.submit(row)
+        step(engine, 4)
+        for row in late:
+            engine.submit(row)
+        step(engine, until=lambda: all(row.future.done() for row in rows))
+    for number, row in enumerate(rows):
+        if number in guilty:
+            assert failure(row).code == "model_error"
+        else:
+            assert result(row).tokens == expected[number]
+    assert engine.cache.reserved == 0
+
+
+def test_whether_the_engine_was_told_to_stop_is_known(small: store.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, fallen = make(small), make(small)
+    told.start()
+    told.stop()
+    assert told.wait()
+
+    def fail() -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(fallen._scheduler, "plan", fail)
+    fallen.submit(sequence(5, 5))
+    fallen.start()
+    assert not fallen.wait()
+
+
 def test_when_the_thread_itself_ends_nobody_is_left_waiting(
     small: store.Loaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,7 +50,7 @@ class Engine:
         self._wake = threading.Condition()
         self._arrived: deque[Sequence] = deque()
         self._finished: deque[float] = deque(maxlen=32)
-        self._stopping = False
+        self._stopping = self._told_to_stop = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -59,9 +59,14 @@ class Engine:
     def stop(self) -> None:
         """End the thread after the step under way; what is not finished fails with `draining`."""
         with self._wake:
-            self._stopping = True
+            self._told_to_stop = self._stopping = True
             self._wake.notify()
         self._thread.join()
+
+    def wait(self) -> bool:
+        """Until the thread ends; whether it was told to."""
+        self._thread.join()
+        return self._told_to_stop
 
     @property
     def alive(self) -> bool:
@@ -129,17 +134,24 @@ class Engine:
         with self._wake:
             self._scheduler.waiting.extend(self._arrived)
             self._arrived.clear()
-        planned = self._scheduler.plan()
-        if not planned:
-            return
+        if planned := self._scheduler.plan():
+            self._compute(planned)
+
+    def _compute(self, planned: list[tuple[Sequence, list[int]]]) -> None:
+        """One forward pass; where it fails, each half is tried once more, until only the guilty row is left to fail."""
+        logits = None
         try:
             logits = self._forward(planned)
         except Exception as error:
-            # No row is known to be the guilty one, so all of this step fail; the next ones are tried afresh.
             log.error("a step of %d rows failed: %s", len(planned), type(error).__name__)
-            for sequence, _ in planned:
-                self._scheduler.release(sequence)
-                sequence.fail(Failure("model_error", "the model failed on this prompt"))
+        if logits is None:  # out here the error and the memory that its frames hold are gone
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # raises where the card itself is lost, which ends this thread
+            if len(planned) == 1:
+                self._fail(planned[0][0], Failure("model_error", "the model failed on this prompt"))
+            else:
+                self._compute(planned[: len(planned) // 2])
+                self._compute(planned[len(planned) // 2 :])
             return
         due = 0
         for sequence, tokens in planned:
@@ -183,8 +195,11 @@ class Engine:
             if not isinstance(error, Failure):
                 log.error("a row failed: %s", type(error).__name__)
                 error = Failure("model_error", "the model failed on this prompt")
-            self._scheduler.release(sequence)
-            sequence.fail(error)
+            self._fail(sequence, error)
+
+    def _fail(self, sequence: Sequence, failure: Failure) -> None:
+        self._scheduler.release(sequence)
+        sequence.fail(failure)
 
     def _accept(self, sequence: Sequence, token: int) -> None:
         matcher = sequence.matcher
