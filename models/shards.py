@@ -10,7 +10,7 @@ from tqdm import tqdm
 from models.failure import Failure
 from models.network import Need
 from models.nf4.layout import Spec
-from models.nf4.matrix import quantise
+from models.nf4.matrix import CHUNK, quantise
 from models.source import Checkpoint
 
 
@@ -48,7 +48,8 @@ def put(
     need: Need, weight: torch.Tensor, specs: Mapping[str, Spec], tensors: dict[str, torch.Tensor], on: torch.device
 ) -> None:
     """Add one float tensor to `tensors`: as it is, or in NF4 and in its place of the stack."""
-    if not torch.isfinite(weight).all():
+    # In pieces: of a whole matrix the comparison alone would take 300 MB.
+    if not all(torch.isfinite(piece).all() for piece in weight.reshape(-1).split(CHUNK)):
         raise Failure("source_invalid", f"{need.name} of the source holds NaN or infinity")
     if need.index is None:
         tensors[need.target] = weight.to(getattr(torch, specs[need.target].dtype), copy=True).contiguous()
