@@ -49,7 +49,7 @@ def put(
 ) -> None:
     """Add one float tensor to `tensors`: as it is, or in NF4 and in its place of the stack."""
     # In pieces: of a whole matrix the comparison alone would take 300 MB.
-    if not all(torch.isfinite(piece).all() for piece in weight.reshape(-1).split(CHUNK)):
+    if not all(torch.isfinite(piece).all() for piece in torch.split(weight.reshape(-1), CHUNK)):
         raise Failure("source_invalid", f"{need.name} of the source holds NaN or infinity")
     if need.index is None:
         tensors[need.target] = weight.to(getattr(torch, specs[need.target].dtype), copy=True).contiguous()
