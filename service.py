@@ -18,7 +18,7 @@ import bentoml  # noqa: E402 - the environment comes first
 from _bentoml_impl.serde import ALL_SERDE  # noqa: E402
 from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
-from models import catalog, checkup, machine  # noqa: E402
+from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
@@ -58,7 +58,7 @@ class ZopilotGPU:
     def check() -> None:
         """Once, in the supervisor, before the port is bound: what can be refused without loading is refused here."""
         try:
-            model, here = _choose()
+            model, here = checkup.choose(SETTINGS.model, SETTINGS.device, settings.visible_cards())
             store = settings.store_path()
             checkup.require(
                 [*checkup.judge_store(model, store), checkup.judge_memory(model, store, here, SETTINGS.kv_tokens)]
@@ -71,7 +71,7 @@ class ZopilotGPU:
         try:
             from models.runtime import Runtime  # torch comes in here
 
-            model, here = _choose()
+            model, here = checkup.choose(SETTINGS.model, SETTINGS.device, settings.visible_cards())
             runtime = Runtime(
                 model,
                 settings.store_path(),
@@ -132,12 +132,6 @@ class ZopilotGPU:
         else:
             arrival.ticket = ticket
             arrival.caller.hold(ticket)
-
-
-def _choose() -> tuple[catalog.Model, machine.Machine]:
-    """The catalogue row to serve, and the card or host that is to serve it."""
-    here = machine.look(SETTINGS.device, settings.visible_cards())
-    return catalog.row(SETTINGS.model, here.device == "cuda"), here
 
 
 add_middleware: Any = ZopilotGPU.add_asgi_middleware  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from models import machine, manifest, plan
+from models import catalog, machine, manifest, plan
 from models.catalog import Hub, Model
 from models.failure import Failure
 from models.machine import Machine
@@ -54,6 +54,12 @@ class Check:
         return f"{self.subject}: {self.found}" + (f"; {self.mend}" if self.mend else "")
 
 
+def choose(name: str, device: str, visible: str) -> tuple[Model, Machine]:
+    """The row to serve ("": the machine's default), and the card or host that is to serve it."""
+    here = machine.look(device, visible)
+    return catalog.row(name, here.device == "cuda"), here
+
+
 def software() -> Software:
     """Look at this process; a library that cannot be imported counts as not installed."""
     torch_version = cuda = uuid = quantiser = ""
@@ -79,17 +85,17 @@ def software() -> Software:
 
 def examine(model: Model, store: Path, here: Machine, kv_tokens: int = 0) -> list[Check]:
     """All checks for serving `model` from `store` here with `kv_tokens` tokens of KV cache (0: what fits)."""
-    found = software()
-    checks = [*judge_software(found), *judge_store(model, store)]
-    if here.device == "cuda":
-        checks += judge_card(found, here)
-    return [*checks, judge_memory(model, store, here, kv_tokens)]
+    return _examine(judge_store(model, store), model, store, here, kv_tokens)
 
 
 def examine_import(model: Model, store: Path, here: Machine, kv_tokens: int = 0) -> list[Check]:
     """All that can be known before `model` is fetched: it would be of no use here, or there is no room for it."""
+    return _examine(judge_disk(model, store), model, store, here, kv_tokens)
+
+
+def _examine(stored: Iterator[Check], model: Model, store: Path, here: Machine, kv_tokens: int) -> list[Check]:
     found = software()
-    checks = [*judge_software(found), *judge_disk(model, store)]
+    checks = [*judge_software(found), *stored]
     if here.device == "cuda":
         checks += judge_card(found, here)
     return [*checks, judge_memory(model, store, here, kv_tokens)]

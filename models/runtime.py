@@ -26,12 +26,10 @@ class Runtime:
     ) -> None:
         checkup.require(checkup.examine(model, models, here, kv_tokens))
         item = manifest.locate(model, models)
-        planned = plan.of_item(model.name, item, model.dtype)
-        kv_tokens = planned.budget(here, kv_tokens)
+        kv_tokens = plan.of_item(model.name, item, model.dtype).budget(here, kv_tokens)
         loaded = store.load(item, torch.device(here.device))
         stops = stop_ids(loaded)
         self.manifest = loaded.manifest
-        self._plan = planned
         self._network = loaded.network
         self.engine = Engine(
             loaded.network, stops, kv_tokens=kv_tokens, step_tokens=step_tokens, max_waiting=max_waiting
@@ -47,8 +45,8 @@ class Runtime:
             "model": self.manifest.tag,
             "bits": self.manifest.bits,
             "weights": {
-                "ledger": self._plan.ledger,
-                "planned_bytes": self._plan.weights,
+                "ledger": self.manifest.ledger,  # the plan's, as loading has proven
+                "planned_bytes": self.manifest.resident_bytes,
                 "resident_bytes": network.resident_bytes(self._network),
                 "quantised_on": self.manifest.quantised_on,
             },

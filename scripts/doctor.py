@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import settings
-from models import catalog, checkup, machine
+from models import catalog, checkup
 from models.failure import Failure
 
 
@@ -24,8 +24,7 @@ def main() -> int:
         return 1
     try:
         wanted = settings.read()
-        here = machine.look(wanted.device, settings.visible_cards())
-        model = catalog.row(options.name or wanted.model, here.device == "cuda")
+        model, here = checkup.choose(options.name or wanted.model, wanted.device, settings.visible_cards())
     except (Failure, settings.SettingError) as failure:
         print(f"FAIL  {getattr(failure, 'message', failure)}")
         return 1

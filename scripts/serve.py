@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 
 import settings
-from models import catalog, checkup, machine, manifest
+from models import catalog, checkup, manifest
 from models.failure import Failure
 
 POLL_SECONDS = 0.2
@@ -29,8 +29,7 @@ def main() -> int:
         os.environ["ZOPILOT_MODEL"] = options.model
     try:
         wanted = settings.read()
-        here = machine.look(wanted.device, settings.visible_cards())
-        model = catalog.row(wanted.model, here.device == "cuda")
+        model, here = checkup.choose(wanted.model, wanted.device, settings.visible_cards())
         there = imported(model)
         if not there:  # before anything is downloaded
             checkup.require(checkup.examine_import(model, settings.store_path(), here, wanted.kv_tokens))

@@ -202,14 +202,10 @@ class Engine:
         sequence.fail(failure)
 
     def _accept(self, sequence: Sequence, token: int) -> None:
-        matcher = sequence.matcher
-        if matcher is not None and not matcher.consume_token(token):
-            # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
-            raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
+        self._take(sequence, token)
         if token not in self._stops:
-            self._append(sequence, token)
             self._force(sequence, sequence.sampling.max_new_tokens)
-        ended = token in self._stops or (matcher is not None and matcher.is_stopped())
+        ended = token in self._stops or (sequence.matcher is not None and sequence.matcher.is_stopped())
         if ended or len(sequence.output) >= sequence.sampling.max_new_tokens:
             self._scheduler.release(sequence)
             self._finished.append(time.monotonic())
@@ -221,12 +217,15 @@ class Engine:
         if sequence.matcher is None or sequence.matcher.is_stopped():
             return
         for token in sequence.matcher.compute_ff_tokens()[: max(most - len(sequence.output), 0)]:
-            if not sequence.matcher.consume_token(token):
-                raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
-            self._append(sequence, token)
+            self._take(sequence, token)
             self.forced_tokens += 1
 
-    def _append(self, sequence: Sequence, token: int) -> None:
-        sequence.output.append(token)
-        if sequence.on_token is not None:
-            sequence.on_token(token)
+    def _take(self, sequence: Sequence, token: int) -> None:
+        """Move the grammar on, and append the token unless it ends the turn."""
+        if sequence.matcher is not None and not sequence.matcher.consume_token(token):
+            # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
+            raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
+        if token not in self._stops:
+            sequence.output.append(token)
+            if sequence.on_token is not None:
+                sequence.on_token(token)

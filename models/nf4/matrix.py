@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from bitsandbytes import functional as bnb
 
-from models.nf4.layout import BLOCK, BLOCK2
+from models.nf4.layout import BLOCK, BLOCK2, specs
 
 CHUNK = 1 << 22  # weights quantised at once: bounds the working memory, which is some 20 bytes a weight on a CPU
 
@@ -34,10 +34,9 @@ def quantise(weight: torch.Tensor, device: torch.device) -> Packed:
     The same bytes as bitsandbytes' quantize_4bit with compress_statistics: blocks never cross a row.
     """
     rows, columns = weight.shape
-    if columns % BLOCK:
-        raise ValueError(f"{columns} columns are not a multiple of {BLOCK}")
-    packed = torch.empty(rows, columns // 2, dtype=torch.uint8, device=device)
-    absmax = torch.empty(rows * columns // BLOCK, dtype=torch.float32, device=device)
+    shapes = specs(rows, columns)
+    packed = torch.empty(shapes["packed"].shape, dtype=torch.uint8, device=device)
+    absmax = torch.empty(shapes["absmax"].shape, dtype=torch.float32, device=device)
     step = max(CHUNK // columns, 1)
     for start in range(0, rows, step):
         piece = weight[start : start + step].to(device, torch.float32).contiguous()
