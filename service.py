@@ -36,6 +36,7 @@ except settings.SettingError as error:
 STATUS = Status()
 log = logging.getLogger("zopilot.service")
 MAX_BATCH = 64
+MAX_OPEN = 512  # requests whose body is being read or whose answer is waited for
 
 
 @bentoml.service(
@@ -78,7 +79,7 @@ class ZopilotGPU:
                 here,
                 kv_tokens=SETTINGS.kv_tokens,
                 step_tokens=SETTINGS.step_tokens,
-                max_waiting=SETTINGS.max_waiting,
+                queue_tokens=SETTINGS.queue_tokens,
             )
         except BaseException as error:
             reason = error.message if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
@@ -149,5 +150,5 @@ add_middleware(
     keys=Keys(SETTINGS.api_keys),
     health_public=SETTINGS.health_public,
     max_body=SETTINGS.max_body,
-    max_open=2 * SETTINGS.max_waiting,
+    max_open=MAX_OPEN,
 )

@@ -62,7 +62,12 @@ class Settings:
     health_public: bool = _variable("HEALTH_CHECK_PUBLIC", True, _flag, "0: `/health` asks for a key as well")
     hub_token: str = _variable("HUGGING_FACE_TOKEN", "", _text, "used by the import for gated repositories")
     max_body: int = _variable("ZOPILOT_MAX_BODY", 8 << 20, _whole(1024, 1 << 30), "largest request body in bytes")
-    max_waiting: int = _variable("ZOPILOT_MAX_WAITING", 256, _whole(1, 100_000), "prompts that may wait; more get 429")
+    queue_tokens: int = _variable(
+        "ZOPILOT_QUEUE_TOKENS",
+        500_000,
+        _whole(1, 1_000_000_000),
+        "work that may wait, in prompt tokens (one of an answer counts 8); more gets 429",
+    )
     kv_tokens: int = _variable(
         "ZOPILOT_KV_TOKENS", 0, _whole(0, 10_000_000), "tokens in flight; 0: what fits (without a card at most 32,768)"
     )

@@ -22,7 +22,7 @@ class Runtime:
         *,
         kv_tokens: int,
         step_tokens: int,
-        max_waiting: int,
+        queue_tokens: int,
     ) -> None:
         checkup.require(checkup.examine(model, models, here, kv_tokens))
         item = manifest.locate(model, models)
@@ -32,7 +32,7 @@ class Runtime:
         self.manifest = loaded.manifest
         self._network = loaded.network
         self.engine = Engine(
-            loaded.network, stops, kv_tokens=kv_tokens, step_tokens=step_tokens, max_waiting=max_waiting
+            loaded.network, stops, kv_tokens=kv_tokens, step_tokens=step_tokens, queue_tokens=queue_tokens
         )
         self.engine.start()
         self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops)
@@ -54,9 +54,12 @@ class Runtime:
             "engine": {
                 "waiting": self.engine.waiting,
                 "running": self.engine.running,
+                "queued_cost": self.engine.admission.queued,
+                "expected_wait": round(self.engine.admission.wait, 1),
                 "forced_tokens": self.engine.forced_tokens,
-                "kv_tokens": cache.budget,
-                "kv_tokens_reserved": cache.reserved,
+                "drafted_tokens": self.engine.utility.drafted,
+                "accepted_tokens": self.engine.utility.accepted,
+                "kv_tokens": {"budget": cache.budget, **cache.tokens()},
                 "kv_bytes_per_token": cache.bytes_per_token,
             },
         }

@@ -25,6 +25,7 @@ from torch.nn.functional import linear  # noqa: E402
 from transformers import MixtralConfig, PreTrainedModel  # noqa: E402
 
 from models import catalog, machine, network, plan  # noqa: E402
+from models.engine.cache import BLOCK  # noqa: E402
 from models.engine.engine import Engine  # noqa: E402
 from models.engine.sequence import Sampling, Sequence  # noqa: E402
 from models.nf4.experts import NF4Experts  # noqa: E402
@@ -32,9 +33,8 @@ from models.nf4.linear import NF4Linear, NF4Weight  # noqa: E402
 from models.nf4.matrix import Packed, codes, dequantise  # noqa: E402
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-PROMPT, ANSWER = 1500, 120
-STEP_TOKENS = 2048
-BEHIND = 0.5
+PROMPT, ANSWER, BEHIND = 1500, 120, 0.5
+ENGINE: dict[str, Any] = {"step_tokens": 2048, "queue_tokens": 1 << 30, "speculate": False}
 
 
 def main() -> int:
@@ -168,7 +168,7 @@ def measure(model: PreTrainedModel, batch: int, prompt: int, answer: int) -> dic
     device = next(model.parameters()).device
     rates: dict[str, float] = {}
     for tokens in (4, answer):
-        engine = Engine(model, set(), kv_tokens=batch * (prompt + tokens), step_tokens=STEP_TOKENS, max_waiting=batch)
+        engine = Engine(model, set(), kv_tokens=batch * (prompt + tokens + BLOCK), **ENGINE)
         rows = sequences(model, batch, prompt, tokens)
         for row in rows:
             engine.submit(row)
@@ -232,7 +232,7 @@ def compare(model: PreTrainedModel, prompt: int, answer: int) -> dict[str, Any]:
     logits put a chosen token, in standard deviations; what a wrong path chooses lies some four of them behind.
     """
     device = next(model.parameters()).device
-    engine = Engine(model, set(), kv_tokens=prompt + answer, step_tokens=STEP_TOKENS, max_waiting=1)
+    engine = Engine(model, set(), kv_tokens=prompt + answer + BLOCK, **ENGINE)
     (row,) = sequences(model, 1, prompt, answer)
     engine.submit(row)
     while not row.future.done():

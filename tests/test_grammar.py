@@ -13,10 +13,11 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from models import store
-from models.engine.grammar import Grammars, mask
+from models.engine.grammar import Grammars, forbid
 from models.failure import Failure
 from models.runtime import stop_ids
 from tests.conftest import EXAMPLES
@@ -69,9 +70,13 @@ def number_of(token: str, tokenizer: PreTrainedTokenizerFast) -> int:
     return found
 
 
+def bits(matcher: LLMatcher) -> NDArray[np.uint8]:
+    return np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+
+
 def allowed(matcher: LLMatcher, vocabulary: int) -> list[int]:
     logits = torch.zeros(vocabulary)
-    mask(logits, matcher)
+    forbid(logits, bits(matcher))
     return logits.isfinite().nonzero().flatten().tolist()
 
 
@@ -155,7 +160,7 @@ def test_the_mask_agrees_with_llguidance_bit_for_bit(vocabulary: int, smollm2: s
 def test_the_mask_leaves_what_it_allows_as_it_is(grammars: Grammars) -> None:
     logits = torch.randn(49_152)
     before = logits.clone()
-    mask(logits, grammars.matcher({"type": "object"}))
+    forbid(logits, bits(grammars.matcher({"type": "object"})))
     kept = logits.isfinite()
     assert torch.equal(logits[kept], before[kept])
     assert bool((logits[~kept] == -torch.inf).all())

@@ -61,7 +61,7 @@ def make(
 ) -> tuple[Prompts, Engine]:
     """Prompts over an engine that is not started."""
     stops = stop_ids(loaded)
-    engine = Engine(loaded.network, stops, kv_tokens=20_000, step_tokens=512, max_waiting=10)
+    engine = Engine(loaded.network, stops, kv_tokens=20_000, step_tokens=512, queue_tokens=100_000)
     return Prompts(model, tokenizer or loaded.tokenizer, engine, stops), engine
 
 
@@ -149,7 +149,7 @@ def test_a_question_is_guarded_wherever_its_text_stands(
         "schema": {"schema": {"type": "object", "description": hostile}},
     }
     prompts.ask(question(**fields[where]), NEVER)
-    (sequence,) = engine._arrived
+    (sequence,) = engine.scheduler.waiting
     shown = str(mixtral_tokenizer.decode(sequence.prompt))
     assert [shown.count(marker) for marker in MIXTRAL.markers] == [1, 1, 0, 0, 1, 0]
 
@@ -201,7 +201,7 @@ def test_what_the_row_says_holds_where_the_question_says_nothing(small: store.Lo
     prompts, engine = make(small, model)
     prompts.ask(question(), NEVER)
     prompts.ask(question(max_new_tokens=5, temperature=0, top_p=1, seed=9), 123.0)
-    first, second = engine._arrived
+    first, second = engine.scheduler.waiting
     assert first.sampling == Sampling(77, 0.3, 0.8, None)
     assert second.sampling == Sampling(5, 0.0, 1.0, 9)
     assert (first.deadline, second.deadline) == (NEVER, 123.0)
@@ -214,7 +214,7 @@ def test_the_context_is_counted_to_the_token(room: int, small: store.Loaded) -> 
     prompts, engine = make(small, replace(SMOLLM2, context_length=length + room))
     if room >= 20:
         prompts.ask(asked, NEVER)
-        assert engine._arrived[0].capacity == length + 20
+        assert engine.scheduler.waiting[0].capacity == length + 20
         return
     refused = refusal(prompts, asked)
     assert refused.code == "context_length_exceeded"
@@ -227,7 +227,7 @@ def test_the_default_answer_takes_what_room_is_left(room: int, given: int, small
     length = len(encode(small, "Hi"))
     prompts, engine = make(small, replace(SMOLLM2, context_length=length + room))
     prompts.ask(question("Hi", format="text"), NEVER)
-    assert engine._arrived[0].sampling.max_new_tokens == given
+    assert engine.scheduler.waiting[0].sampling.max_new_tokens == given
 
 
 @pytest.mark.parametrize("room", [0, -5])
@@ -350,7 +350,7 @@ def test_a_cancelled_ticket_gives_its_row_back(small: store.Loaded) -> None:
         assert engine.running == 1
         ticket.cancel()
         engine.step()
-    assert (engine.running, engine.cache.reserved) == (0, 0)
+    assert (engine.running, engine.cache.used) == (0, 0)
     with pytest.raises(CancelledError):
         ticket.future.result(timeout=0)
 

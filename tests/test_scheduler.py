@@ -1,47 +1,71 @@
-"""models/engine/scheduler.py: what is computed next, who comes in, and who leaves at once."""
+"""models/engine/scheduler.py: what is computed next, who comes in, who gives way, and who leaves at once."""
 
 import time
 from concurrent.futures import CancelledError
+from itertools import count
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.engine.cache import Cache
-from models.engine.scheduler import Scheduler
-from models.engine.sequence import Sampling, Sequence
+from models.engine.admission import Admission
+from models.engine.cache import BLOCK, Cache
+from models.engine.scheduler import BULK, Piece, Scheduler
+from models.engine.sequence import Lane, Sampling, Sequence
 from models.failure import Failure
 
-Plan = list[tuple[Sequence, list[int]]]
 NEVER = float("inf")
+NO_STOPS: frozenset[int] = frozenset()
+_words = count(1000)
 
 
-def scheduler(budget: int = 1000, step_tokens: int = 16) -> tuple[Scheduler, Cache]:
-    cache = Cache(1, 1, 1, torch.float32, torch.device("cpu"), budget)
-    return Scheduler(cache, step_tokens), cache
+def scheduler(blocks: int = 60, step_tokens: int = 16, answer_share: float = 1.0) -> tuple[Scheduler, Cache]:
+    cache = Cache(1, 1, 1, torch.float32, torch.device("cpu"), blocks * BLOCK)
+    admission = Admission(1 << 30)
+    admission.answer_share = answer_share
+    return Scheduler(cache, admission, step_tokens), cache
 
 
-def sequence(prompt: int, answer: int = 4, deadline: float = NEVER) -> Sequence:
-    """Ids count up, so that a piece says where it comes from."""
-    return Sequence(list(range(prompt)), Sampling(answer), deadline=deadline)
+def sequence(prompt: int, answer: int = 4, deadline: float = NEVER, lane: Lane = "interactive") -> Sequence:
+    """A prompt that begins like no other."""
+    return Sequence([next(_words)] * prompt, Sampling(answer), deadline=deadline, lane=lane)
 
 
-def compute(planner: Scheduler, planned: Plan) -> None:
+def queued(planner: Scheduler, *rows: Sequence) -> None:
+    for row in rows:
+        planner.admit(row)
+
+
+def compute(planner: Scheduler, cache: Cache, planned: list[Piece]) -> None:
     """What the engine does with a plan, with token 0 for every choice."""
-    for row, tokens in planned:
-        row.computed += len(tokens)
-        if row.computed == row.length:
-            row.output.append(0)
-            if len(row.output) == row.sampling.max_new_tokens:
-                planner.release(row)
+    for piece in planned:
+        row, due = piece.sequence, piece.due
+        row.computed += piece.count
+        cache.fill(row.number, row.ids, row.computed)
+        if due:
+            row.take(0, NO_STOPS)
+            if row.made == row.sampling.max_new_tokens:
+                planner.end(row, complete=True)
                 row.finish("length")
 
 
-def step(planner: Scheduler) -> Plan:
+def step(planner: Scheduler, cache: Cache) -> list[tuple[Sequence, int]]:
     planned = planner.plan()
-    compute(planner, planned)
-    return planned
+    told = [(piece.sequence, piece.count) for piece in planned]
+    compute(planner, cache, planned)
+    return told
+
+
+def finish(planner: Scheduler, cache: Cache, rows: list[Sequence], most: int = 10_000) -> list[Sequence]:
+    """Step until all are done; in which order they were."""
+    done: list[Sequence] = []
+    for _ in range(most):
+        step(planner, cache)
+        done += [row for row in rows if row.future.done() and row not in done]
+        if len(done) == len(rows):
+            return done
+    pytest.fail(f"not finished after {most} steps")
 
 
 def test_nothing_to_do_is_an_empty_plan() -> None:
@@ -50,63 +74,164 @@ def test_nothing_to_do_is_an_empty_plan() -> None:
 
 
 def test_rows_that_decode_come_before_prompt_pieces() -> None:
-    planner, _ = scheduler(step_tokens=16)
-    first, second = sequence(4), sequence(40)
-    planner.waiting.append(first)
-    step(planner)
-    planner.waiting.append(second)
-    planned = planner.plan()
-    assert [row for row, _ in planned] == [first, second]
-    assert [len(tokens) for _, tokens in planned] == [1, 15]
-
-
-def test_a_row_that_decodes_overtakes_an_earlier_one_still_in_its_prompt() -> None:
-    planner, _ = scheduler(step_tokens=16)
-    long, short = sequence(60), sequence(4)
-    planner.waiting.extend([long, short])
-    for _ in range(4):
-        step(planner)
-    assert (long.computed, len(short.output)) == (60, 1)
-    assert [row for row, _ in planner.plan()] == [long, short]
-    late = sequence(60)
-    planner.running.insert(0, late)
-    assert [row for row, _ in planner.plan()] == [long, short, late]
+    planner, cache = scheduler(step_tokens=80)
+    first, second = sequence(4), sequence(140)
+    queued(planner, first)
+    step(planner, cache)
+    queued(planner, second)
+    assert step(planner, cache) == [(first, 1), (second, 79)]
 
 
 def test_a_long_prompt_is_cut_into_pieces_of_the_budget() -> None:
-    planner, _ = scheduler(step_tokens=16)
+    planner, cache = scheduler(step_tokens=16)
     row = sequence(40)
-    planner.waiting.append(row)
-    pieces = [step(planner)[0][1] for _ in range(4)]
-    assert pieces == [list(range(16)), list(range(16, 32)), list(range(32, 40)), [0]]
+    queued(planner, row)
+    assert [step(planner, cache) for _ in range(4)] == [[(row, 16)], [(row, 16)], [(row, 8)], [(row, 1)]]
 
 
 def test_who_does_not_fit_waits_until_room_is_given_back() -> None:
-    planner, cache = scheduler(budget=20)
-    first, second = sequence(8, 4), sequence(8, 4)
-    planner.waiting.extend([first, second])
-    for _ in range(4):
-        assert [row for row, _ in step(planner)] == [first]
-        assert list(planner.waiting) == [second]
-    assert first.future.done()
-    assert cache.reserved == 0
-    assert [row for row, _ in step(planner)] == [second]
-    assert cache.reserved == second.capacity
+    planner, cache = scheduler(blocks=3)
+    first, second = sequence(20), sequence(20)
+    queued(planner, first, second)
+    while not first.future.done():
+        assert [row for row, _ in step(planner, cache)] == [first]
+        assert planner.waiting == [second]
+    assert [row for row, _ in step(planner, cache)] == [second]
+    assert cache.used == 2 * BLOCK
 
 
-def test_a_small_one_does_not_overtake_a_large_one_that_waits() -> None:
-    planner, _ = scheduler(budget=30)
-    running, large, small = sequence(8, 12), sequence(8, 12), sequence(1, 1)
-    planner.waiting.extend([running, large, small])
-    step(planner)
-    assert planner.running == [running]
-    assert list(planner.waiting) == [large, small]
+def test_short_ones_pass_a_long_one_and_the_long_one_gets_its_turn() -> None:
+    """A hundred short prompts keep coming after one of 30,000 tokens; it waits no longer than its size allows."""
+    planner, cache = scheduler(blocks=4000, step_tokens=512)
+    long = sequence(30_000)
+    queued(planner, long)
+    step(planner, cache)
+    came: dict[Sequence, int] = {}
+    waits = []
+    for now in range(1000):
+        short = sequence(400)
+        came[short] = now
+        queued(planner, short)
+        step(planner, cache)
+        waits += [now - came.pop(row) for row in list(came) if row.future.done()]
+        if long.future.done():
+            break
+    assert now > 100
+    assert max(waits) <= 4  # one step for its prompt, three more for its tokens
+
+
+def test_a_long_one_gets_its_turn_even_where_short_ones_are_more_than_can_be_done() -> None:
+    planner, cache = scheduler(blocks=4000, step_tokens=512)
+    long = sequence(3000)
+    queued(planner, long)
+    computed = 0
+    while not long.future.done():
+        queued(planner, sequence(400), sequence(400))
+        computed += sum(count for _, count in step(planner, cache))
+        assert computed < 16 * 3000, "it starves"  # 8 times its size, while 1.6 times as much arrives
+    assert computed > 5 * 3000
+
+
+def test_a_long_one_that_finds_no_room_is_passed_only_until_its_turn() -> None:
+    planner, cache = scheduler(blocks=40, step_tokens=64)
+    queued(planner, *(sequence(100, 30) for _ in range(3)))
+    step(planner, cache)
+    long = sequence(500, 4)
+    queued(planner, long)
+    came_later = 0
+    while long in planner.waiting:
+        if len(planner.waiting) == 1:
+            queued(planner, sequence(100, 30))
+            came_later += 1
+        step(planner, cache)
+        assert came_later < 60, "the long one starves"
+    assert came_later > 5
+
+
+def test_the_bulk_lane_gives_way_and_does_not_starve() -> None:
+    planner, cache = scheduler(blocks=2000, step_tokens=512)
+    bulk = sequence(600, lane="bulk")
+    queued(planner, bulk)
+    computed = 0
+    while bulk.computed < 600:
+        # More than a step's worth of interactive work, always.
+        queued(planner, sequence(600, 1))
+        computed += sum(count for _, count in step(planner, cache))
+        assert computed < 2 * BULK, "the bulk lane starves"
+    assert computed > BULK / 2
+
+
+def test_bulk_rows_use_what_the_others_leave() -> None:
+    planner, cache = scheduler(step_tokens=64)
+    bulk, short = sequence(100, lane="bulk"), sequence(10, 2)
+    queued(planner, bulk, short)
+    assert step(planner, cache) == [(short, 10), (bulk, 54)]
+
+
+def test_those_that_begin_alike_wait_until_the_beginning_is_computed() -> None:
+    """64 documents behind 600 tokens that are the same: those are computed once."""
+    planner, cache = scheduler(blocks=1000, step_tokens=512)
+    rows = [Sequence([7] * 600 + [next(_words)] * 100, Sampling(4)) for _ in range(64)]
+    queued(planner, *rows)
+    total = 0
+    while not all(row.future.done() for row in rows):
+        total += sum(count for _, count in step(planner, cache))
+    shared = 600 // BLOCK * BLOCK
+    assert total == shared + 64 * (700 - shared) + 64 * 3
+    assert cache.used == 0
+
+
+def test_who_waits_for_a_writer_of_a_later_turn_lends_it_its_own() -> None:
+    planner, cache = scheduler(blocks=1000, step_tokens=16)
+    common = [3] * 64
+    bulk = Sequence(common + [1] * 8, Sampling(4), lane="bulk")
+    queued(planner, bulk)
+    step(planner, cache)
+    quick = Sequence(common + [2] * 8, Sampling(4))
+    crowd = [sequence(400) for _ in range(5)]
+    queued(planner, *crowd, quick)
+    assert finish(planner, cache, [bulk, quick, *crowd])[:2] == [bulk, quick]
+
+
+def test_a_cancelled_writer_leaves_the_work_to_the_next() -> None:
+    planner, cache = scheduler(blocks=100, step_tokens=16)
+    rows = [Sequence([3] * 64 + [number] * 8, Sampling(4)) for number in range(3)]
+    queued(planner, *rows)
+    step(planner, cache)
+    assert planner.running == rows[:1]
+    rows[0].future.cancel()
+    assert finish(planner, cache, rows[1:]) == rows[1:]
+    assert cache.used == 0
+
+
+def test_answers_longer_than_expected_preempt_the_last_and_lose_nothing() -> None:
+    planner, cache = scheduler(blocks=12, step_tokens=64, answer_share=0.01)
+    rows = [sequence(40, 100) for _ in range(4)]
+    queued(planner, *rows)
+    step(planner, cache)
+    assert len(planner.running) == 4
+    assert finish(planner, cache, rows)[0] is rows[0]
+    assert planner.preempted > 0
+    assert all(row.made == 100 for row in rows)
+    assert cache.used == 0
+
+
+def test_a_draft_takes_room_from_nobody() -> None:
+    planner, cache = scheduler(blocks=5, step_tokens=64)
+    first, second = sequence(15, 30), sequence(15, 2)
+    queued(planner, first, second)
+    step(planner, cache)
+    (piece, *_) = planner.plan()
+    assert planner.allow(piece, [1] * 48).draft == [1] * 48
+    assert planner.allow(piece, [1] * 49).draft == []
+    assert planner.allow(piece, []) == piece
+    assert planner.preempted == 0
 
 
 def test_admission_notes_the_time() -> None:
     planner, _ = scheduler()
     row = sequence(4)
-    planner.waiting.append(row)
+    queued(planner, row)
     planner.plan()
     assert row.submitted <= row.started <= time.monotonic()
 
@@ -114,21 +239,20 @@ def test_admission_notes_the_time() -> None:
 def test_a_cancelled_sequence_never_comes_in() -> None:
     planner, cache = scheduler()
     row = sequence(4)
-    planner.waiting.append(row)
+    queued(planner, row)
     row.future.cancel()
     assert planner.plan() == []
     assert not planner.waiting and not planner.running
-    assert cache.reserved == 0
+    assert cache.used == 0
 
 
 def test_a_cancelled_row_leaves_and_its_room_goes_to_the_next() -> None:
-    planner, cache = scheduler(budget=12)
-    row, following = sequence(8), sequence(8)
-    planner.waiting.extend([row, following])
-    step(planner)
+    planner, cache = scheduler(blocks=2)
+    row, following = sequence(20), sequence(20)
+    queued(planner, row, following)
+    step(planner, cache)
     row.future.cancel()
-    assert [planned for planned, _ in planner.plan()] == [following]
-    assert cache.reserved == following.capacity
+    assert [piece.sequence for piece in planner.plan()] == [following]
     with pytest.raises(CancelledError):
         row.future.result(timeout=0)
 
@@ -137,12 +261,12 @@ def test_a_cancelled_row_leaves_and_its_room_goes_to_the_next() -> None:
 def test_an_expired_sequence_fails_wherever_it_is(steps: int) -> None:
     planner, cache = scheduler()
     row, neighbour = sequence(4), sequence(4)
-    planner.waiting.extend([row, neighbour])
+    queued(planner, row, neighbour)
     for _ in range(steps):
-        step(planner)
+        step(planner, cache)
     row.deadline = time.monotonic()
-    assert [planned for planned, _ in planner.plan()] == [neighbour]
-    assert cache.reserved == neighbour.capacity
+    assert [piece.sequence for piece in planner.plan()] == [neighbour]
+    assert cache.used == BLOCK
     failure = row.future.exception(timeout=0)
     assert isinstance(failure, Failure)
     assert failure.code == "deadline_exceeded"
@@ -150,62 +274,54 @@ def test_an_expired_sequence_fails_wherever_it_is(steps: int) -> None:
     assert not neighbour.future.done()
 
 
-def test_release_gives_the_room_back() -> None:
-    planner, cache = scheduler()
-    row = sequence(4)
-    planner.waiting.append(row)
-    planner.plan()
-    planner.release(row)
-    assert planner.running == []
-    assert cache.reserved == 0
-
-
-# One arrival: the step it comes in, prompt, answer, the step it is cancelled in (mostly none).
+# One arrival: the step it comes in, prompt, answer, words of a common beginning, the step it is cancelled in, bulk.
 ARRIVALS = st.lists(
-    st.tuples(st.integers(0, 20), st.integers(1, 30), st.integers(1, 8), st.integers(0, 80)), min_size=1, max_size=12
+    st.tuples(
+        st.integers(0, 20), st.integers(1, 60), st.integers(1, 20), st.integers(0, 3), st.integers(0, 80), st.booleans()
+    ),
+    min_size=1,
+    max_size=12,
 )
 
 
 @settings(deadline=None, max_examples=200)
-@given(arrivals=ARRIVALS, step_tokens=st.integers(1, 24), budget=st.integers(38, 90))
+@given(arrivals=ARRIVALS, step_tokens=st.integers(1, 40), blocks=st.integers(9, 20))
 def test_whatever_arrives_the_rules_hold(
-    arrivals: list[tuple[int, int, int, int]], step_tokens: int, budget: int
+    arrivals: list[tuple[int, int, int, int, int, bool]], step_tokens: int, blocks: int
 ) -> None:
-    planner, cache = scheduler(budget, step_tokens)
-    rows = [(when, sequence(prompt, answer), cancelled) for when, prompt, answer, cancelled in sorted(arrivals)]
-    computed: dict[int, list[int]] = {row.number: [] for _, row, _ in rows}
-    admitted: list[Sequence] = []
-    for now in range(1000):
+    planner, cache = scheduler(blocks, step_tokens)
+    rows = []
+    for when, prompt, answer, common, cancelled, bulk in sorted(arrivals):
+        ids = [7] * (common * BLOCK) + [next(_words)] * prompt
+        rows.append((when, Sequence(ids, Sampling(answer), lane="bulk" if bulk else "interactive"), cancelled))
+    for now in range(3000):
         for when, row, cancelled in rows:
             if when == now:
-                planner.waiting.append(row)
+                queued(planner, row)
             if cancelled == now and cancelled % 2:
                 row.future.cancel()
         planned = planner.plan()
-        # Budgets.
-        assert sum(len(tokens) for _, tokens in planned) <= step_tokens
-        assert cache.reserved == sum(row.capacity for row in planner.running) <= budget
-        # Nobody sits idle while there is work, nobody is left outside while there is room for the first.
+        assert sum(piece.count for piece in planned) <= step_tokens
+        assert all(1 <= piece.count <= piece.sequence.due for piece in planned)
+        # Nobody sits idle while there is work; nobody who left is computed; who waits is in order.
         assert bool(planned) == bool(planner.running)
-        assert not planner.waiting or not cache.fits(planner.waiting[0].capacity)
-        # Whoever decodes comes first.
-        decoding = [row.computed >= len(row.prompt) for row, _ in planned]
-        assert decoding == sorted(decoding, reverse=True)
-        if not all(decoding):
-            assert sum(decoding) == sum(row.computed >= len(row.prompt) for row in planner.running)
-        # Nobody who left is computed.
-        assert not any(row.future.cancelled() for row, _ in planned)
-        admitted += [row for row in planner.running if row not in admitted]
-        for row, tokens in planned:
-            computed[row.number] += tokens
-        compute(planner, planned)
+        assert not any(piece.sequence.future.cancelled() for piece in planned)
+        turns = [row.turn for row in planner.waiting]
+        assert turns == sorted(turns)
+        # Rows have room for all that is planned, and the same room is nobody else's unless it is read only.
+        for piece in planned:
+            table = cache.table(piece.sequence.number)
+            assert len(table) * BLOCK >= piece.sequence.computed + piece.count
+            for other in planned:
+                if other is not piece:
+                    writes = set(table[piece.sequence.computed // BLOCK :])
+                    assert not writes & set(cache.table(other.sequence.number))
+        compute(planner, cache, planned)
         if now > 20 and not planner.running and not planner.waiting:
             break
     else:
-        pytest.fail("not finished after 1000 steps")
-    assert cache.reserved == 0
-    assert [row for _, row, _ in rows if row in admitted] == admitted
+        pytest.fail("not finished after 3000 steps")
+    assert cache.used == 0
     for _, row, _ in rows:
         assert row.future.done()
-        if not row.future.cancelled():
-            assert computed[row.number] == [*row.prompt, *row.output[:-1]]
+        assert row.future.cancelled() or row.made == row.sampling.max_new_tokens

@@ -1,6 +1,7 @@
 """models/engine/sequence.py: what is pending, what is needed, and exactly one outcome."""
 
 from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.failure import Failure
 
+NO_STOPS: frozenset[int] = frozenset()
+
 
 def draws(sampling: Sampling) -> list[int]:
     generator = Sequence([1], sampling).generator
@@ -17,39 +20,43 @@ def draws(sampling: Sampling) -> list[int]:
     return torch.randint(1 << 30, (8,), generator=generator).tolist()
 
 
-@settings(deadline=None)
-@given(prompt=st.lists(st.integers(0, 99), min_size=1, max_size=50), limits=st.lists(st.integers(1, 20), min_size=50))
-def test_pieces_cover_the_prompt_in_order(prompt: list[int], limits: list[int]) -> None:
-    sequence = Sequence(prompt, Sampling(4))
-    computed: list[int] = []
-    for limit in limits:
-        if sequence.computed == len(prompt):
-            break
-        piece = sequence.pending(limit)
-        assert 1 <= len(piece) <= limit
-        computed += piece
-        sequence.computed += len(piece)
-    assert computed == prompt
+def with_output(output: list[int], prompt: list[int] | None = None, most: int = 40, **more: Any) -> Sequence:
+    sequence = Sequence(prompt or [1, 2, 3], Sampling(most), **more)
+    for token in output:
+        assert not sequence.take(token, NO_STOPS)
+    return sequence
 
 
 @settings(deadline=None)
 @given(
     prompt=st.lists(st.integers(0, 99), min_size=1, max_size=20),
     output=st.lists(st.integers(0, 99), max_size=20),
-    computed=st.integers(0, 39),
-    limit=st.integers(1, 50),
+    computed=st.integers(0, 20),
 )
-def test_what_is_pending_is_what_is_not_computed(
-    prompt: list[int], output: list[int], computed: int, limit: int
-) -> None:
-    sequence = Sequence(prompt, Sampling(40), computed=computed, output=output)
-    assert sequence.pending(limit) == (prompt + output)[computed : computed + limit]
+def test_what_is_due_is_what_is_not_computed(prompt: list[int], output: list[int], computed: int) -> None:
+    sequence = with_output(output, prompt, computed=min(computed, len(prompt)))
+    assert sequence.ids == prompt + output
+    assert sequence.output == output
+    assert sequence.made == len(output)
+    assert sequence.due == len(prompt) + len(output) - min(computed, len(prompt))
+    assert sequence.capacity == len(prompt) + 40
+    assert sequence.prompt == prompt
 
 
-def test_length_counts_what_is_there_and_capacity_what_may_come() -> None:
-    sequence = Sequence([1, 2, 3], Sampling(10), output=[7, 8])
-    assert sequence.length == 5
-    assert sequence.capacity == 13
+def test_a_stop_ends_it_and_is_not_said() -> None:
+    heard: list[int] = []
+    sequence = with_output([7, 8], on_token=heard.append)
+    assert sequence.take(5, frozenset({5}))
+    assert sequence.output == heard == [7, 8]
+
+
+def test_a_draft_is_what_followed_before() -> None:
+    sequence = with_output([5, 6], [4, 5, 6, 7, 8, 9])
+    assert sequence.draft(NO_STOPS) == [7, 8, 9, 5, 6]
+    assert sequence.draft(frozenset({9})) == [7, 8]
+    assert with_output([5, 6], [4, 5, 6, 7, 8, 9], most=4).draft(NO_STOPS) == [7]
+    assert with_output([5, 9], [4, 5, 6, 7, 8, 9]).draft(NO_STOPS) == []
+    assert with_output([], [4]).draft(NO_STOPS) == []
 
 
 def test_every_sequence_has_a_number_of_its_own() -> None:
@@ -76,7 +83,7 @@ def test_without_a_seed_draws_differ() -> None:
 
 
 def test_finish_gives_the_completion() -> None:
-    sequence = Sequence([1, 2, 3], Sampling(4), output=[7, 8], submitted=10.0, started=12.5)
+    sequence = with_output([7, 8], submitted=10.0, started=12.5)
     sequence.finish("stop")
     done = sequence.future.result(timeout=0)
     assert (done.tokens, done.finish_reason, done.prompt_tokens, done.waited) == ([7, 8], "stop", 3, 2.5)
@@ -99,7 +106,7 @@ def test_finish_and_fail_after_cancel_are_harmless() -> None:
 
 
 def test_the_first_outcome_stands() -> None:
-    sequence = Sequence([1], Sampling(4), output=[7])
+    sequence = with_output([7])
     sequence.finish("length")
     sequence.fail(Failure("draining", "too late"))
     done = sequence.future.result(timeout=0)

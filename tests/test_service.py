@@ -173,7 +173,7 @@ def test_a_client_that_leaves_frees_its_sequence(tiny_server: Server) -> None:
     while health(tiny_server)["engine"]["running"] and time.monotonic() < end:
         time.sleep(0.01)
     engine = health(tiny_server)["engine"]
-    assert (engine["running"], engine["kv_tokens_reserved"]) == (0, 0)
+    assert (engine["running"], engine["kv_tokens"]["used"]) == (0, 0)
 
 
 def test_clients_that_leave_at_any_moment_leave_nothing_behind(tiny_server: Server) -> None:
@@ -194,7 +194,7 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(tiny_server: Serv
     ):
         time.sleep(0.05)
     engine = health(tiny_server)["engine"]
-    assert (engine["running"], engine["waiting"], engine["kv_tokens_reserved"]) == (0, 0, 0)
+    assert (engine["running"], engine["waiting"], engine["kv_tokens"]["used"]) == (0, 0, 0)
     assert post(tiny_server, GOOD).status_code == 200
 
 
@@ -248,7 +248,7 @@ def strict_server(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ZOPILOT_GPU_API_KEY="first,second",
         ALLOWED_ORIGINS="https://app.example",
         HEALTH_CHECK_PUBLIC="0",
-        ZOPILOT_MAX_WAITING="2",
+        ZOPILOT_QUEUE_TOKENS="40000",
         ZOPILOT_MAX_BODY="4096",
         ZOPILOT_KV_TOKENS="2100",
     ) as server:

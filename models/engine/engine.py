@@ -6,35 +6,46 @@ Knows nothing of text, prompts or HTTP.
 import logging
 import threading
 import time
-from collections import deque
 
 import torch
 from transformers import PreTrainedModel
 
-from models.engine.attention import Rows, Span
+from models.engine.admission import Admission
+from models.engine.attention import Span, arrange
 from models.engine.cache import Cache
-from models.engine.grammar import mask
+from models.engine.grammar import Masks
 from models.engine.sampler import choose
-from models.engine.scheduler import Scheduler
+from models.engine.scheduler import Piece, Scheduler
 from models.engine.sequence import Sequence
+from models.engine.speculation import Utility
 from models.failure import Failure
+from models.nf4.matrix import dense
 
 log = logging.getLogger("zopilot.engine")
+HANG_SECONDS = {"cuda": 60.0, "cpu": 600.0}  # longer than any step can honestly take
 
 
 class Engine:
     """Continuous batching over one network. `submit` may be called from any thread."""
 
     def __init__(
-        self, network: PreTrainedModel, stops: set[int], *, kv_tokens: int, step_tokens: int, max_waiting: int
+        self,
+        network: PreTrainedModel,
+        stops: set[int],
+        *,
+        kv_tokens: int,
+        step_tokens: int,
+        queue_tokens: int,
+        speculate: bool = True,
     ) -> None:
         config = network.config
         config._attn_implementation = "flat"
         first = next(network.parameters())
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._network = network
-        self._stops = stops
-        self._max_waiting = max_waiting
+        self._stops = frozenset(stops)
+        self._speculate = speculate
+        self.utility = Utility()
         self.forced_tokens = 0
         self.device = first.device
         self.vocabulary: int = config.vocab_size
@@ -46,11 +57,13 @@ class Engine:
             first.device,
             kv_tokens,
         )
-        self._scheduler = Scheduler(self.cache, step_tokens)
+        self.admission = Admission(queue_tokens)
+        self.scheduler = Scheduler(self.cache, self.admission, step_tokens)
+        self._masks = Masks(self.vocabulary)
         self._wake = threading.Condition()
-        self._arrived: deque[Sequence] = deque()
-        self._finished: deque[float] = deque(maxlen=32)
         self._stopping = self._told_to_stop = False
+        self._since: float | None = None  # when the step under way began
+        self.hang_seconds = HANG_SECONDS[self.device.type]
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -64,24 +77,29 @@ class Engine:
         self._thread.join()
 
     def wait(self) -> bool:
-        """Until the thread ends; whether it was told to."""
-        self._thread.join()
+        """Until the thread ends or hangs in a step; whether it was told to end."""
+        while self.alive:
+            self._thread.join(0.5)
+        if self._thread.is_alive():
+            log.critical("a step has hung for %.0f s", self.hang_seconds)
+            self._abandon()
         return self._told_to_stop
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        since = self._since
+        return self._thread.is_alive() and (since is None or time.monotonic() - since < self.hang_seconds)
 
     @property
     def waiting(self) -> int:
-        return len(self._arrived) + len(self._scheduler.waiting)
+        return len(self.scheduler.waiting)
 
     @property
     def running(self) -> int:
-        return len(self._scheduler.running)
+        return len(self.scheduler.running)
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence; raises Failure where it can never fit or the queue is full."""
+        """Queue a sequence; raises Failure where it can never fit or would wait too long."""
         if sequence.capacity > self.cache.budget:
             raise Failure(
                 "context_length_exceeded",
@@ -90,26 +108,13 @@ class Engine:
             )
         if not sequence.prompt or not 0 <= min(sequence.prompt) <= max(sequence.prompt) < self.vocabulary:
             raise ValueError("a prompt needs ids of the model's vocabulary")
-        self._require_room()
         # What the grammar forces at the start is computed together with the prompt; one token is left to choose.
-        self._force(sequence, sequence.sampling.max_new_tokens - 1)
+        self.forced_tokens += sequence.force(sequence.sampling.max_new_tokens - 1, self._stops)
         with self._wake:
-            self._require_room()
-            self._arrived.append(sequence)
+            if self._stopping:
+                raise Failure("draining", "the service is shutting down")
+            self.scheduler.admit(sequence)
             self._wake.notify()
-
-    def _require_room(self) -> None:
-        if self._stopping:
-            raise Failure("draining", "the service is shutting down")
-        if self.waiting >= self._max_waiting:
-            raise Failure("queue_full", f"{self.waiting} prompts are waiting", self._drain_seconds())
-
-    def _drain_seconds(self) -> float:
-        """How long the queue in front takes at the rate of the last finished sequences; 1 to 120."""
-        if len(self._finished) < 2:
-            return 10.0
-        rate = (len(self._finished) - 1) / max(self._finished[-1] - self._finished[0], 1e-3)
-        return min(max(self.waiting / rate, 1.0), 120.0)
 
     def _run(self) -> None:
         try:
@@ -123,21 +128,37 @@ class Engine:
         except Exception as error:
             log.critical("the engine has stopped: %s", type(error).__name__)
         finally:
-            # Whatever ended this thread, nobody is left waiting for it, and nobody new comes.
-            with self._wake:
-                self._stopping = True
-            for sequence in [*self._scheduler.running, *self._scheduler.waiting, *self._arrived]:
-                sequence.fail(Failure("draining", "the service is shutting down"))
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Whatever has ended the work, nobody is left waiting for it, and nobody new comes."""
+        with self._wake:
+            self._stopping = True
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+            sequence.fail(Failure("draining", "the service is shutting down"))
 
     def step(self) -> None:
-        """Compute one flat batch of prompt pieces and single tokens, and choose a token for each row that is due."""
+        """Compute one flat batch of prompt pieces and decoding rows, and choose the next tokens of those due."""
         with self._wake:
-            self._scheduler.waiting.extend(self._arrived)
-            self._arrived.clear()
-        if planned := self._scheduler.plan():
-            self._compute(planned)
+            planned = self._draft(self.scheduler.plan())
+        if not planned:
+            return
+        self._since = time.monotonic()
+        self._masks.begin([piece for piece in planned if piece.due])
+        self._compute(planned)
+        self.utility.note_step(sum(len(piece.ids) for piece in planned), time.monotonic() - self._since)
+        self._since = None
 
-    def _compute(self, planned: list[tuple[Sequence, list[int]]]) -> None:
+    def _draft(self, planned: list[Piece]) -> list[Piece]:
+        """Put drafts behind decoding rows where they pay; a step that reads prompts is full without them."""
+        if not self._speculate or not all(piece.due and piece.sequence.made for piece in planned):
+            return planned
+        drafts = [piece.sequence.draft(self._stops) for piece in planned]
+        drafting = sum(1 for draft in drafts if draft)
+        length = self.utility.length(len(planned), drafting) if drafting else 0
+        return [self.scheduler.allow(piece, draft[:length]) for piece, draft in zip(planned, drafts, strict=True)]
+
+    def _compute(self, planned: list[Piece]) -> None:
         """One forward pass; where it fails, each half is tried once more, until only the guilty row is left to fail."""
         logits = None
         try:
@@ -148,84 +169,77 @@ class Engine:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # raises where the card itself is lost, which ends this thread
             if len(planned) == 1:
-                self._fail(planned[0][0], Failure("model_error", "the model failed on this prompt"))
+                self._fail(planned[0].sequence, Failure("model_error", "the model failed on this prompt"))
             else:
                 self._compute(planned[: len(planned) // 2])
                 self._compute(planned[len(planned) // 2 :])
             return
-        due = 0
-        for sequence, tokens in planned:
-            sequence.computed += len(tokens)
-            if sequence.computed == sequence.length:
-                self._advance(sequence, logits[due])
-                due += 1
+        first = 0
+        for piece in planned:
+            due = 1 + len(piece.draft) if piece.due else 0
+            self._advance(piece, logits[first : first + due])
+            first += due
 
-    def _forward(self, planned: list[tuple[Sequence, list[int]]]) -> torch.Tensor:
-        """fp32 logits [due rows, vocabulary] on the CPU: one row for each sequence whose next token is due."""
+    def _forward(self, planned: list[Piece]) -> torch.Tensor:
+        """fp32 logits [n, vocabulary] on the CPU, for each row due: of its next token and behind each drafted one."""
         spans: list[Span] = []
         ids: list[int] = []
         positions: list[int] = []
-        last: list[int] = []
-        for sequence, tokens in planned:
-            start, offset = sequence.computed, len(ids)
-            spans.append(Span(sequence.number, offset, start, len(tokens)))
+        wanted: list[int] = []
+        for piece in planned:
+            start, tokens = piece.sequence.computed, piece.ids
+            spans.append(Span(self.cache.table(piece.sequence.number), len(ids), start, len(tokens)))
             ids += tokens
             positions += range(start, start + len(tokens))
-            if start + len(tokens) == sequence.length:
-                last.append(len(ids) - 1)
+            if piece.due:
+                wanted += range(len(ids) - 1 - len(piece.draft), len(ids))
         hidden = self._network.model(
             input_ids=torch.tensor([ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             use_cache=False,
-            rows=Rows(spans, self.cache),
+            rows=arrange(self.cache, spans),
         ).last_hidden_state
-        logits: torch.Tensor = self._network.lm_head(hidden[0, last])
-        return logits.float().cpu()
+        return dense(hidden[0, wanted], self._network.lm_head.weight).float().cpu()
 
-    def _advance(self, sequence: Sequence, logits: torch.Tensor) -> None:
-        """Choose the next token of one row; a fault here is this row's alone."""
+    def _advance(self, piece: Piece, logits: torch.Tensor) -> None:
+        """Choose a row's next tokens, as many as its draft has right and one more; a fault is this row's alone."""
+        row, due, right = piece.sequence, piece.due, 0
+        row.computed += piece.count
+        self.cache.fill(row.number, row.ids, row.computed)
         try:
-            if not torch.isfinite(logits).all():
-                raise Failure("model_error", "the model's output was not finite")
-            if sequence.matcher is not None:
-                mask(logits, sequence.matcher)
-            token = choose(logits, sequence.sampling, sequence.generator)
-            self._accept(sequence, token)
+            while due:
+                chosen = self._choose(row, logits[right], right)
+                if chosen is None:
+                    return
+                due = piece.draft[right : right + len(chosen)] == chosen
+                right += len(chosen) if due else 0
         except Exception as error:
             if not isinstance(error, Failure):
                 log.error("a row failed: %s", type(error).__name__)
                 error = Failure("model_error", "the model failed on this prompt")
-            self._fail(sequence, error)
+            self._fail(row, error)
+            return
+        row.computed += right
+        self.utility.note_draft(len(piece.draft), right)
+
+    def _choose(self, row: Sequence, logits: torch.Tensor, ahead: int) -> list[int] | None:
+        """The next token of a row and those it forces; None if they end its answer."""
+        if not torch.isfinite(logits).all():
+            raise Failure("model_error", "the model's output was not finite")
+        self._masks.apply(row, ahead, logits)
+        before = len(row.ids)
+        ended = row.take(choose(logits, row.sampling, row.generator), self._stops)
+        if not ended:
+            self.forced_tokens += row.force(row.sampling.max_new_tokens, self._stops)
+            ended = row.ended
+        if not ended and row.made < row.sampling.max_new_tokens:
+            return row.ids[before:]
+        with self._wake:
+            self.scheduler.end(row, complete=True)
+        row.finish("stop" if ended else "length")
+        return None
 
     def _fail(self, sequence: Sequence, failure: Failure) -> None:
-        self._scheduler.release(sequence)
+        with self._wake:
+            self.scheduler.end(sequence)
         sequence.fail(failure)
-
-    def _accept(self, sequence: Sequence, token: int) -> None:
-        self._take(sequence, token)
-        if token not in self._stops:
-            self._force(sequence, sequence.sampling.max_new_tokens)
-        ended = token in self._stops or (sequence.matcher is not None and sequence.matcher.is_stopped())
-        if ended or len(sequence.output) >= sequence.sampling.max_new_tokens:
-            self._scheduler.release(sequence)
-            self._finished.append(time.monotonic())
-            sequence.finish("stop" if ended else "length")
-
-    def _force(self, sequence: Sequence, most: int) -> None:
-        """Append the tokens that the grammar leaves no choice about, up to `most` in the output; no pass is spent on
-        each. llguidance gives them as the tokenizer itself would cut the text, and none that a next one may join."""
-        if sequence.matcher is None or sequence.matcher.is_stopped():
-            return
-        for token in sequence.matcher.compute_ff_tokens()[: max(most - len(sequence.output), 0)]:
-            self._take(sequence, token)
-            self.forced_tokens += 1
-
-    def _take(self, sequence: Sequence, token: int) -> None:
-        """Move the grammar on, and append the token unless it ends the turn."""
-        if sequence.matcher is not None and not sequence.matcher.consume_token(token):
-            # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
-            raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
-        if token not in self._stops:
-            sequence.output.append(token)
-            if sequence.on_token is not None:
-                sequence.on_token(token)

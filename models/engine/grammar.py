@@ -1,22 +1,32 @@
 """JSON Schemas as masks over the next token, by llguidance. Knows nothing of the model or of what is asked."""
 
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
+from llguidance.numpy import (
+    allocate_token_bitmask,
+    fill_next_token_bitmask_par,
+    fill_next_token_bitmask_par_with_draft_tokens,
+)
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from models.engine.scheduler import Piece
 from models.engine.schema import Schema, admit
+from models.engine.sequence import Sequence
 from models.failure import Failure
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 # Compact JSON: with free white space a model may write blanks until its budget is gone.
+THREADS = 2  # enough: a mask takes some 50 us
 LAYOUT: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
 
 
@@ -55,11 +65,49 @@ def _reason(error: str) -> str:
     return "the schema cannot be enforced"
 
 
-def mask(logits: torch.Tensor, matcher: LLMatcher) -> None:
-    """Set the tokens that `matcher` forbids to -inf in logits [vocabulary], in place, on the CPU.
+class Masks:
+    """The tokens that each row may take next, found while the model computes; llguidance does not hold the GIL."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self._worker = ThreadPoolExecutor(1, "masks")
+        self._executor = LLExecutor(THREADS)
+        self._first: dict[int, int] = {}
+        self._ready: Future[NDArray[np.uint8]] = Future()
+
+    def begin(self, pieces: list[Piece]) -> None:
+        """Start on the masks of these rows: one for the next token, one behind each token of the draft."""
+        wanted: list[tuple[LLMatcher, int, list[int]]] = []
+        self._first = {}
+        count = 0
+        for piece in pieces:
+            if piece.sequence.matcher is not None:
+                wanted.append((piece.sequence.matcher, count, piece.draft))
+                self._first[piece.sequence.number] = count
+                count += 1 + len(piece.draft)
+        if wanted:
+            self._ready = self._worker.submit(self._compute, wanted, count)
+
+    def _compute(self, wanted: list[tuple[LLMatcher, int, list[int]]], count: int) -> NDArray[np.uint8]:
+        masks = allocate_token_bitmask(count, self._vocabulary)
+        # Neither function takes an empty list, nor the second an empty draft.
+        if plain := [(matcher, at) for matcher, at, draft in wanted if not draft]:
+            fill_next_token_bitmask_par(self._executor, plain, masks)
+        if drafting := [each for each in wanted if each[2]]:
+            fill_next_token_bitmask_par_with_draft_tokens(self._executor, drafting, masks)
+        return masks.view(np.uint8)
+
+    def apply(self, sequence: Sequence, ahead: int, logits: torch.Tensor) -> None:
+        """Set what `sequence` must not say, behind `ahead` tokens of its draft, to -inf in logits [vocabulary]."""
+        if sequence.matcher is None:
+            return
+        forbid(logits, self._ready.result()[self._first[sequence.number] + ahead])
+
+
+def forbid(logits: torch.Tensor, allowed: NDArray[np.uint8]) -> None:
+    """Set the tokens whose bit is not set in `allowed` to -inf in logits [vocabulary], in place, on the CPU.
 
     Not llguidance.torch: its kernel is a torch.compile function, which wants a C++ compiler at run time.
     """
-    packed = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-    allowed = np.unpackbits(packed, bitorder="little", count=logits.shape[0]).view(np.bool_)
-    logits[torch.from_numpy(~allowed)] = -torch.inf
+    forbidden = np.unpackbits(~allowed, bitorder="little", count=logits.shape[0]).view(np.bool_)
+    logits.masked_fill_(torch.from_numpy(forbidden), -torch.inf)

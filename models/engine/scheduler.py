@@ -1,47 +1,159 @@
-"""Which tokens are computed in the next step. Knows token counts and the cache's room, not the model."""
+"""Who is computed in the next step. Knows token counts and the cache's room, not the model.
+
+Order is by `turn`, on a clock that counts computed tokens: a sequence's turn comes when the engine has done STRETCH
+times its own cost since it arrived, in the bulk lane BULK tokens later. Short ones so pass a long one that came before
+them, but only for a while that grows with its length, and everyone's turn comes: nobody starves.
+"""
 
 import time
-from collections import deque
+from bisect import insort
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
-from models.engine.cache import Cache
+from models.engine.admission import Admission
+from models.engine.cache import BLOCK, Cache
 from models.engine.sequence import Sequence
 from models.failure import Failure
 
+STRETCH = 8.0
+BULK = 32_768  # tokens
+DECODING = 64  # a row with no more tokens due is not reading its prompt any longer
+LOOKED_AT = 64  # that wait, a step
+ORDER = attrgetter("turn", "number")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next `count` tokens of a row, and behind them a `draft` of what it may say next."""
+
+    sequence: Sequence
+    count: int
+    draft: list[int] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[int]:
+        start = self.sequence.computed
+        return self.sequence.ids[start : start + self.count] + self.draft
+
+    @property
+    def due(self) -> bool:
+        """Whether the row's next token can be chosen after it."""
+        return self.count == self.sequence.due
+
 
 class Scheduler:
-    """First come, first served; rows join and leave between steps. Owned by the engine's thread."""
+    """Rows join and leave between steps, and the books of `admission` are kept. The caller holds a lock."""
 
-    def __init__(self, cache: Cache, step_tokens: int) -> None:
+    def __init__(self, cache: Cache, admission: Admission, step_tokens: int) -> None:
         self._cache = cache
+        self._admission = admission
         self._step_tokens = step_tokens
-        self.waiting: deque[Sequence] = deque()
+        self._clock = 0
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.preempted = 0
 
-    def plan(self) -> list[tuple[Sequence, list[int]]]:
+    def expected(self, sequence: Sequence) -> int:
+        """Tokens that its answer will have, going by those that are finished."""
+        return max(round(self._admission.answer_share * sequence.sampling.max_new_tokens), sequence.made, 1)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Queue a new sequence; raises Failure where it would wait too long."""
+        now = time.monotonic()
+        unknown = len(sequence.prompt) - self._cache.find(sequence.prompt)[0] * BLOCK
+        sequence.cost = self._admission.estimate(unknown, sequence.sampling.max_new_tokens)
+        content = (tuple(sequence.prompt), sequence.sampling)
+        self._admission.admit(sequence.cost, content, sequence.deadline - now, now)
+        cost = len(sequence.prompt) + self.expected(sequence)
+        sequence.turn = self._clock + STRETCH * cost + (BULK if sequence.lane == "bulk" else 0)
+        self._wait(sequence)
+
+    def plan(self) -> list[Piece]:
         """Drop what nobody wants any more, admit what fits, and share out the step's tokens.
 
-        Rows that are decoding come first with one token each, the rest of the budget is filled with prompt pieces.
+        Rows that are decoding come first, the rest of the budget is filled with pieces of prompts.
         """
         self._drop()
-        while self.waiting and self._cache.fits(self.waiting[0].capacity):
-            sequence = self.waiting.popleft()
-            self._cache.reserve(sequence.number, sequence.capacity)
-            sequence.started = time.monotonic()
-            self.running.append(sequence)
+        self._admit()
         budget = self._step_tokens
         planned = []
-        for sequence in sorted(self.running, key=lambda row: row.computed < len(row.prompt)):
-            if budget == 0:
-                break
-            tokens = sequence.pending(budget)
-            budget -= len(tokens)
-            planned.append((sequence, tokens))
+        for row in sorted(self.running, key=lambda row: (row.due > DECODING, ORDER(row))):
+            count = min(row.due, budget)
+            if count and row in self.running and self._make_room(row, row.computed + count):
+                budget -= count
+                planned.append(Piece(row, count))
+        self._clock += self._step_tokens - budget
         return planned
 
-    def release(self, sequence: Sequence) -> None:
-        """Take a row out of the batch and give its room back."""
+    def allow(self, piece: Piece, draft: list[int]) -> Piece:
+        """`piece` with as much of `draft` behind it as there is room for without taking any from others."""
+        row = piece.sequence
+        fits = bool(draft) and self._cache.extend(row.number, row.computed + piece.count + len(draft))
+        return replace(piece, draft=draft) if fits else piece
+
+    def end(self, sequence: Sequence, *, complete: bool = False) -> None:
+        """Take a row out for good and give its room back; the length of a complete answer tells about the next ones."""
+        self._release(sequence)
+        share = sequence.made / sequence.sampling.max_new_tokens if complete else None
+        self._admission.finish(sequence.cost, time.monotonic(), share)
+
+    def _release(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._cache.free(sequence.number)
+        self._cache.close(sequence.number)
+
+    def _wait(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=ORDER)
+
+    def _admit(self) -> None:
+        for sequence in self.waiting[:LOOKED_AT]:
+            if len(self.running) >= max(self._step_tokens // 2, 1):
+                return
+            if writer := self._cache.writer(sequence.ids):
+                # Its beginning is being computed and need not be again; nor must it wait for a later turn.
+                row = next(row for row in self.running if row.number == writer)
+                row.turn = min(row.turn, sequence.turn)
+            elif self._fits(sequence):
+                self.waiting.remove(sequence)
+                self._enter(sequence)
+            elif sequence.turn <= self._clock:
+                return  # its turn has come, so what gets free is for it
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether there is room for it and for what it and the others are expected to say."""
+        known, idle = self._cache.find(sequence.ids)
+        room = self._cache.available() - idle + known
+        if not self.running:
+            return room >= blocks(len(sequence.ids))
+        growth = sum(blocks(self._final(row)) - blocks(len(row.ids)) for row in self.running)
+        return room >= blocks(self._final(sequence)) + growth
+
+    def _final(self, sequence: Sequence) -> int:
+        """Tokens that it is expected to need in the end."""
+        return min(len(sequence.prompt) + self.expected(sequence), sequence.capacity)
+
+    def _enter(self, sequence: Sequence) -> None:
+        spare = blocks(self._final(sequence)) - blocks(len(sequence.ids))
+        sequence.computed = self._cache.open(sequence.number, sequence.ids, spare)
+        if not sequence.started:
+            sequence.started = time.monotonic()
+            self._admission.start(sequence.cost, sequence.started)
+        self.running.append(sequence)
+
+    def _make_room(self, row: Sequence, tokens: int) -> bool:
+        """Room for a row's first `tokens` tokens, if need be at the cost of those whose turn is the last."""
+        while not self._cache.extend(row.number, tokens):
+            last = max(self.running, key=ORDER)
+            self._preempt(last)
+            if last is row:
+                return False
+        return True
+
+    def _preempt(self, row: Sequence) -> None:
+        """Back to the queue, its turn kept; what it has said stays said and is only computed again."""
+        self._release(row)
+        row.computed = 0
+        self.preempted += 1
+        self._wait(row)
 
     def _drop(self) -> None:
         now = time.monotonic()
@@ -49,9 +161,13 @@ class Scheduler:
             if not sequence.future.cancelled() and now < sequence.deadline:
                 continue
             if sequence in self.running:
-                self.release(sequence)
+                self.end(sequence)
             else:
                 self.waiting.remove(sequence)
-            sequence.fail(
-                Failure("deadline_exceeded", f"not finished in time; {len(sequence.output)} tokens were made")
-            )
+                (self._admission.finish if sequence.started else self._admission.leave)(sequence.cost, now)
+            sequence.fail(Failure("deadline_exceeded", f"not finished in time; {sequence.made} tokens were made"))
+
+
+def blocks(tokens: int) -> int:
+    """How many blocks `tokens` tokens take."""
+    return -(-tokens // BLOCK)

@@ -10,9 +10,11 @@ from typing import Literal
 import torch
 from llguidance import LLMatcher
 
+from models.engine.speculation import LONGEST, Lookup
 from models.failure import Failure
 
 FinishReason = Literal["stop", "length"]
+Lane = Literal["interactive", "bulk"]
 _numbers = count(1)
 
 
@@ -49,17 +51,22 @@ class Sequence:
     sampling: Sampling
     matcher: LLMatcher | None = None
     deadline: float = float("inf")
+    lane: Lane = "interactive"
     on_token: Callable[[int], None] | None = None
     future: Future[Completion] = field(default_factory=Future)
     number: int = field(default_factory=lambda: next(_numbers))
 
-    computed: int = 0  # tokens whose keys and values are in the cache
-    output: list[int] = field(default_factory=list)
+    ids: list[int] = field(init=False)  # the prompt and what has been made of the answer
+    computed: int = 0  # of these, tokens whose keys and values are in the cache
+    turn: float = 0.0  # the scheduler's: who has the least is served first
+    cost: int = 0  # at which it was admitted
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
     generator: torch.Generator | None = None
+    lookup: Lookup = field(default_factory=Lookup)
 
     def __post_init__(self) -> None:
+        self.ids = list(self.prompt)
         if self.sampling.temperature > 0:
             self.generator = torch.Generator()
             if self.sampling.seed is None:
@@ -68,19 +75,60 @@ class Sequence:
                 self.generator.manual_seed(self.sampling.seed)
 
     @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.output)
+    def output(self) -> list[int]:
+        return self.ids[len(self.prompt) :]
+
+    @property
+    def made(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.ids) - len(self.prompt)
+
+    @property
+    def due(self) -> int:
+        """Tokens to compute before the next one can be chosen: a piece of the prompt, or those made last."""
+        return len(self.ids) - self.computed
 
     @property
     def capacity(self) -> int:
         """KV tokens this row may come to need."""
         return len(self.prompt) + self.sampling.max_new_tokens
 
-    def pending(self, limit: int) -> list[int]:
-        """The next tokens to compute, at most `limit`: of the prompt, and of the output those chosen or forced last."""
-        end = self.computed + limit
-        made = max(self.computed - len(self.prompt), 0), max(end - len(self.prompt), 0)
-        return self.prompt[self.computed : end] + self.output[slice(*made)]
+    @property
+    def ended(self) -> bool:
+        """Whether the grammar leaves nothing to say."""
+        return self.matcher is not None and bool(self.matcher.is_stopped())
+
+    def take(self, token: int, stops: frozenset[int]) -> bool:
+        """Move the grammar on, and append the token unless it ends the turn; whether the answer has ended."""
+        if self.matcher is not None and not self.matcher.consume_token(token):
+            # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
+            raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
+        if token in stops:
+            return True
+        self.ids.append(token)
+        if self.on_token is not None:
+            self.on_token(token)
+        return self.ended
+
+    def force(self, most: int, stops: frozenset[int]) -> int:
+        """Append the tokens that the grammar leaves no choice about, up to `most` in the answer; how many.
+
+        No pass is spent on each. llguidance gives them as the tokenizer itself would cut the text, and none that a
+        next one may join.
+        """
+        if self.matcher is None or self.ended:
+            return 0
+        forced = self.matcher.compute_ff_tokens()[: max(most - self.made, 0)]
+        for token in forced:
+            self.take(token, stops)
+        return len(forced)
+
+    def draft(self, stops: frozenset[int]) -> list[int]:
+        """What it may say next, going by what it has read: allowed by the grammar, and no end of the turn."""
+        draft = self.lookup.draft(self.ids, min(LONGEST, self.sampling.max_new_tokens - self.made - 1))
+        end = next((at for at, token in enumerate(draft) if token in stops), len(draft))
+        draft = draft[:end]
+        return draft if self.matcher is None else draft[: self.matcher.validate_tokens(draft)]
 
     def finish(self, reason: FinishReason) -> None:
         now = time.monotonic()

@@ -70,6 +70,8 @@ def multiply(x: torch.Tensor, weight: Packed) -> torch.Tensor:
     rows, half = weight.packed.shape
     if x.numel() == 0:
         return x.new_empty(*x.shape[:-1], rows)
+    if x.device.type == "cpu":  # there it has none
+        return dense(x, dequantise(weight, x.dtype))
     product: torch.Tensor = torch.ops.bitsandbytes.gemm_4bit.default(
         x,
         weight.packed.reshape(-1, 1),
@@ -82,3 +84,15 @@ def multiply(x: torch.Tensor, weight: Packed) -> torch.Tensor:
         absmax_offset=weight.offset,
     )
     return product
+
+
+def dense(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x [..., K] @ weight [N, K].T → [..., N].
+
+    fp32 on a CPU goes to oneDNN, as torch.compile would have it, and not to MKL as in eager mode, which leaves AVX-512
+    of AMD's processors unused: 3-6 times as fast for 4 to 128 rows on an EPYC with AVX512-BF16.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return product
+    return torch.nn.functional.linear(x, weight)
