@@ -200,11 +200,11 @@ def test_what_the_row_says_holds_where_the_question_says_nothing(small: store.Lo
     model = replace(SMOLLM2, max_new_tokens=77, temperature=0.3, top_p=0.8)
     prompts, engine = make(small, model)
     prompts.ask(question(), NEVER)
-    prompts.ask(question(max_new_tokens=5, temperature=0, top_p=1, seed=9), 123.0)
-    first, second = engine.scheduler.waiting
+    prompts.ask(question(max_new_tokens=5, temperature=0, top_p=1, seed=9), 1e9)
+    first, second = sorted(engine.scheduler.waiting, key=lambda row: row.number)
     assert first.sampling == Sampling(77, 0.3, 0.8, None)
     assert second.sampling == Sampling(5, 0.0, 1.0, 9)
-    assert (first.deadline, second.deadline) == (NEVER, 123.0)
+    assert (first.deadline, second.deadline) == (NEVER, 1e9)
 
 
 @pytest.mark.parametrize("room", [19, 20, 21])
@@ -374,7 +374,7 @@ def test_warm_up_goes_through_every_part_and_tells_of_a_fault(small: store.Loade
     prompts, engine = make(small)
     engine.start()
     calls: list[int] = []
-    with small.network.lm_head.register_forward_hook(lambda *_: calls.append(1)):
+    with small.network.model.register_forward_hook(lambda *_: calls.append(1)):
         prompts.warm_up()
     assert calls
     engine.stop()

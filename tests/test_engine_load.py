@@ -1,0 +1,265 @@
+"""The engine under everything at once: thousands of requests that come, share, wait, are cancelled, preempted and late.
+
+In fp64, so that rounding never turns a tie: an answer is the one-request answer to the last token, or it is wrong.
+"""
+
+import random
+import statistics
+import time
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from models.engine.cache import BLOCK
+from models.engine.engine import Engine
+from models.engine.sequence import Sampling, Sequence
+from models.failure import Failure
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STOPS = {3, 50, 77}
+VOCABULARY = 256
+LONGEST = 24  # tokens of an answer
+
+
+@pytest.fixture(scope="module")
+def network() -> LlamaForCausalLM:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    network: LlamaForCausalLM = LlamaForCausalLM(config).double().eval()
+    return network
+
+
+@pytest.fixture(scope="module")
+def answers(network: LlamaForCausalLM) -> dict[tuple[int, ...], list[int]]:
+    """400 prompts, many with a beginning in common, and what transformers says to each, with the end of turn."""
+    rng = random.Random(0)
+    beginnings = [[rng.randrange(VOCABULARY) for _ in range(rng.randint(5, 90))] for _ in range(8)]
+    prompts = []
+    for _ in range(400):
+        prompt = list(rng.choice([[], *beginnings]))
+        prompt += [rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 40))]
+        if rng.random() < 0.2:
+            prompt += prompt[: rng.randint(1, 30)]
+        prompts.append(prompt)
+    found: dict[tuple[int, ...], list[int]] = {}
+    network.config._attn_implementation = "sdpa"
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        made = network.generate(  # type: ignore[misc]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=LONGEST,
+            do_sample=False,
+            eos_token_id=sorted(STOPS),
+            pad_token_id=3,
+        )
+        found[tuple(prompt)] = made[0, len(prompt) :].tolist()
+    return found
+
+
+def expected(answer: list[int], most: int) -> tuple[list[int], str]:
+    """Tokens and finish reason of an answer of at most `most` tokens."""
+    for at, token in enumerate(answer[:most]):
+        if token in STOPS:
+            return answer[:at], "stop"
+    return answer[:most], "length"
+
+
+class Load:
+    """Requests to one engine that is stepped by hand, and the count of their outcomes."""
+
+    def __init__(self, engine: Engine, answers: dict[tuple[int, ...], list[int]], seed: int) -> None:
+        self.engine = engine
+        self.answers = answers
+        self.rng = random.Random(seed)
+        self.prompts = list(answers)
+        self.open: dict[int, Sequence] = {}
+        self.outcomes: Counter[int] = Counter()
+        self.kinds: Counter[str] = Counter()
+
+    def arrive(self) -> None:
+        prompt = list(self.rng.choice(self.prompts))
+        sampling = Sampling(self.rng.randint(1, LONGEST))
+        row = Sequence(prompt, sampling, lane=self.rng.choice(["interactive", "interactive", "bulk"]))
+        row.future.add_done_callback(lambda _: self.outcomes.update([row.number]))
+        try:
+            self.engine.submit(row)
+        except Failure as refused:
+            assert refused.code == "queue_full" and (refused.retry_after or 0) >= 1
+            self.kinds["refused"] += 1
+            self.outcomes[row.number] += 1
+        else:
+            self.open[row.number] = row
+
+    def disturb(self) -> None:
+        """Someone leaves, or runs out of time."""
+        if self.open and self.rng.random() < 0.1:
+            row = self.rng.choice(list(self.open.values()))
+            if self.rng.random() < 0.5:
+                row.future.cancel()
+            else:
+                row.deadline = 0.0
+
+    def settle(self) -> None:
+        """Judge those that are done."""
+        for number, row in list(self.open.items()):
+            if not row.future.done():
+                continue
+            del self.open[number]
+            if row.future.cancelled():
+                self.kinds["cancelled"] += 1
+            elif isinstance(error := row.future.exception(), Failure):
+                assert error.code == "deadline_exceeded" and row.deadline == 0.0
+                self.kinds["late"] += 1
+            else:
+                done = row.future.result()
+                right = expected(self.answers[tuple(row.prompt)], row.sampling.max_new_tokens)
+                assert (done.tokens, done.finish_reason) == right
+                self.kinds["answered"] += 1
+
+    def check(self) -> None:
+        """What must hold between any two steps."""
+        tokens = self.engine.cache.tokens()
+        running = self.engine.scheduler.running
+        assert tokens["used"] + tokens["pinned"] + tokens["evictable"] + tokens["free"] == self.engine.cache.budget
+        assert min(tokens.values()) >= 0
+        held = {block for row in running for block in self.engine.cache.table(row.number)}
+        assert tokens["used"] == len(held) * BLOCK
+
+
+@pytest.mark.parametrize(
+    ("count", "kv_tokens", "step_tokens", "speculate", "queue_tokens"),
+    [
+        (4000, 640, 48, True, 1 << 30),  # little room: evictions and preemptions
+        (3000, 4096, 512, True, 1_000),  # some are refused
+        (2500, 2048, 33, False, 1 << 30),
+        (500, 176, 7, True, 1 << 30),  # hardly one at a time
+    ],
+)
+def test_ten_thousand_requests_get_one_right_answer_each(
+    count: int,
+    kv_tokens: int,
+    step_tokens: int,
+    speculate: bool,
+    queue_tokens: int,
+    network: LlamaForCausalLM,
+    answers: dict[tuple[int, ...], list[int]],
+) -> None:
+    engine = Engine(
+        network,
+        STOPS,
+        kv_tokens=kv_tokens,
+        step_tokens=step_tokens,
+        queue_tokens=queue_tokens,
+        speculate=speculate,
+    )
+    load = Load(engine, answers, seed=count)
+    arrived = 0
+    with torch.inference_mode():
+        while arrived < count or load.open:
+            for _ in range(load.rng.choice([0, 0, 1, 1, 2, 12]) if len(load.open) < 60 else 0):
+                if arrived < count:
+                    load.arrive()
+                    arrived += 1
+            load.disturb()
+            engine.step()
+            load.settle()
+            load.check()
+    assert load.outcomes.total() == len(load.outcomes) == count
+    assert load.kinds["answered"] > 0.4 * count
+    assert load.kinds["cancelled"] and load.kinds["late"]
+    assert bool(load.kinds["refused"]) == (queue_tokens == 1_000)
+    assert (engine.running, engine.waiting, engine.cache.used) == (0, 0, 0)
+    assert (engine.admission.queued, engine.admission.running) == (0, 0)
+    assert engine.cache.tokens()["shared"] == 0
+    assert engine.scheduler.preempted or kv_tokens != 640
+    assert bool(engine.utility.accepted) == speculate
+
+
+def test_a_common_beginning_is_computed_once_for_64_documents(
+    network: LlamaForCausalLM, answers: dict[tuple[int, ...], list[int]]
+) -> None:
+    """Counted in tokens through the model: 600 tokens of system prompt and schema before 100 of a document."""
+    rng = random.Random(5)
+    common = [rng.randrange(VOCABULARY) for _ in range(600)]
+    rows = [Sequence([*common, *(rng.randrange(VOCABULARY) for _ in range(100))], Sampling(1)) for _ in range(64)]
+    engine = Engine(network, STOPS, kv_tokens=16_384, step_tokens=512, queue_tokens=1 << 30)
+    computed = 0
+
+    def count(_: Any, __: Any, named: dict[str, torch.Tensor]) -> None:
+        nonlocal computed
+        computed += named["input_ids"].numel()
+
+    for row in rows:
+        engine.submit(row)
+    with network.model.register_forward_pre_hook(count, with_kwargs=True), torch.inference_mode():
+        while not all(row.future.done() for row in rows):
+            engine.step()
+    known = 600 // BLOCK * BLOCK
+    assert computed == 64 * 700 - 63 * known
+    assert engine.cache.tokens()["pinned"] == known
+
+
+class NoModel(torch.nn.Module):
+    """Takes what a network takes and gives back tensors of the right shapes, without computing anything."""
+
+    def __init__(self, vocabulary: int, hidden: int) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(
+            num_hidden_layers=1,
+            num_key_value_heads=1,
+            num_attention_heads=1,
+            head_dim=8,
+            hidden_size=hidden,
+            vocab_size=vocabulary,
+        )
+        self.lm_head = torch.nn.Linear(1, vocabulary, bias=False)
+        self.hidden = torch.zeros(1, 4096, 1)
+
+    def model(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        return SimpleNamespace(last_hidden_state=self.hidden[:, : input_ids.shape[1]])
+
+
+def overhead(rows: int, steps: int) -> list[float]:
+    """Seconds of each step of `rows` decoding rows at Mixtral's vocabulary, without the model."""
+    engine = Engine(
+        NoModel(32_000, 4096),  # type: ignore[arg-type]
+        set(),
+        kv_tokens=rows * 4096,
+        step_tokens=4096,
+        queue_tokens=1 << 30,
+    )
+    logits = torch.randn(rows, 32_000)
+    seconds = []
+    for number in range(rows):
+        engine.submit(Sequence([number % 256] * 1500, Sampling(steps + 10)))
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr("models.engine.engine.dense", lambda hidden, _: logits[: hidden.shape[0]])
+        while engine.waiting or not all(row.made for row in engine.scheduler.running):
+            engine.step()
+        for _ in range(steps):
+            began = time.perf_counter()
+            engine.step()
+            seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+@pytest.mark.slow
+def test_a_step_of_32_rows_without_the_model_takes_a_few_milliseconds() -> None:
+    """The bound is three times what a quiet core takes: it tells of a blow-up, not of a busy machine."""
+    median = statistics.median(overhead(32, 1000)) * 1000
+    print(f"\nscheduling overhead of 32 rows: {median:.2f} ms a step")
+    assert median < 9
