@@ -6,6 +6,7 @@ No exception text, path, stack or document text ever leaves through here: a mess
 import math
 from dataclasses import dataclass
 
+from prometheus_client import Counter
 from starlette.responses import JSONResponse
 
 from models.failure import Failure
@@ -53,8 +54,12 @@ OPERATOR_CODES = frozenset(
 )
 
 
+REFUSALS = Counter("zopilot_refusals", "answers that are errors, by error_type", ["code"])
+
+
 def respond(failure: Failure, request_id: str) -> JSONResponse:
     """The failure in our envelope, with its status and, where trying again may help, Retry-After."""
+    REFUSALS.labels(failure.code).inc()
     kind = KINDS[failure.code]
     retry_after = kind.retry_after if failure.retry_after is None else failure.retry_after
     headers = {"X-Request-Id": request_id}

@@ -21,6 +21,7 @@ from models.engine.engine import Engine
 from models.engine.grammar import Grammars
 from models.engine.schema import Schema
 from models.engine.sequence import Completion, Sampling, Sequence
+from models.engine.speculation import Utility
 from models.failure import Failure
 from models.nf4.matrix import dense
 from models.runtime import stop_ids
@@ -304,7 +305,7 @@ def passes(loaded: store.Loaded) -> tuple[int, int, list[list[int]]]:
             step(engine, 1)
             count += 1
         answers.append(result(row).tokens)
-    return count, engine.forced_tokens, answers
+    return count, engine.tokens["forced"], answers
 
 
 def test_what_the_grammar_forces_takes_no_pass_of_its_own(
@@ -328,7 +329,7 @@ def test_forced_tokens_are_told_and_counted_like_others(small: store.Loaded) -> 
     row = sequence(20, 100, matcher=grammars.matcher(schema), on_token=heard.append)
     engine = make(small)
     engine.submit(row)
-    assert 10 < len(heard) == engine.forced_tokens
+    assert 10 < len(heard) == engine.tokens["forced"]
     run(engine, [])
     step(engine, until=row.future.done)
     assert result(row).tokens == heard
@@ -364,6 +365,46 @@ def test_a_grammar_that_outgrows_its_limits_fails_its_row_only(small: store.Load
     assert failure(bound).code == "schema_unsupported"
     assert len(tokens) == 30
     assert engine.cache.used == 0
+
+
+# ---- drafts --------------------------------------------------------------------------------------------------------
+
+
+def test_drafts_change_no_token_of_real_answers_and_save_passes(
+    real: store.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy and sampled, with a schema and without, long drafts at every step; counted, not timed."""
+    grammars = Grammars(real.tokenizer, real.network.config.vocab_size, stop_ids(real))
+
+    def rows() -> list[Sequence]:
+        made = []
+        for name in ("invoice-de", "receipt-restaurant", "letter-reminder"):
+            ids = encode(real.tokenizer, "Copy it.\n\n" + (EXAMPLES / "documents" / f"{name}.txt").read_text()[:600])
+            made += [Sequence(ids, Sampling(60)), Sequence(ids, Sampling(120), grammars.matcher(RECEIPT))]
+            made.append(Sequence(ids, Sampling(40, temperature=0.4, seed=3), grammars.matcher(RECEIPT)))
+        return made
+
+    monkeypatch.setattr(Utility, "length", lambda *_: 8)
+    plain, drafting = make(real), make(real, speculate=True)
+    without = rows()
+    run_all(plain, without)
+    with_drafts = rows()
+    run_all(drafting, with_drafts)
+    assert [result(row).tokens for row in with_drafts] == [result(row).tokens for row in without]
+    assert drafting.tokens["accepted"] > 20
+    assert drafting.tokens["drafted"] >= drafting.tokens["accepted"]
+    assert drafting.cache.used == 0
+
+
+def test_drafts_stop_where_the_answer_does(small: store.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the budget: not one token more, and the same ones."""
+    monkeypatch.setattr(Utility, "length", lambda *_: 8)
+    prompt = prompt_ids(9) * 5
+    (expected,) = run(make(small), [Sequence(prompt, Sampling(40))])
+    for most in range(1, 40):
+        engine = make(small, speculate=True)
+        row = Sequence(prompt, Sampling(most))
+        assert run(engine, [row]) == [expected[:most]]
 
 
 # ---- how an answer ends --------------------------------------------------------------------------------------------
@@ -647,6 +688,33 @@ def test_a_fault_in_the_model_fails_the_rows_of_that_step_and_no_others(
     step(engine, until=rows[2].future.done)
     assert len(result(rows[2]).tokens) == 10
     assert "RuntimeError" in caplog.text and "secret" not in caplog.text
+
+
+def test_a_step_that_hangs_is_noticed_and_nobody_is_left_waiting(small: store.Loaded) -> None:
+    """It ends the wait of whoever watches the engine, which then ends the process."""
+    go_on = threading.Event()
+
+    def hang(*_: Any) -> None:
+        go_on.wait(30)
+
+    engine = make(small)
+    engine.start()
+    engine.submit(row := sequence(5, 5))
+    assert len(result(row).tokens) == 5
+    engine.hang_seconds = 0.2
+    time.sleep(0.5)
+    assert engine.alive  # nothing to do is no hang
+    with small.network.model.register_forward_pre_hook(hang):
+        rows = [sequence(5, 5, seed) for seed in range(3)]
+        for row in rows:
+            engine.submit(row)
+        assert not engine.wait()
+        assert not engine.alive
+        assert [failure(row).code for row in rows] == ["draining"] * 3
+        assert refusal(engine, sequence(5, 5)).code == "draining"
+        go_on.set()
+        engine._thread.join(10)
+    assert not engine._thread.is_alive()
 
 
 def test_a_started_engine_outlives_a_fault(small: store.Loaded) -> None:

@@ -179,14 +179,14 @@ def test_ten_thousand_requests_get_one_right_answer_each(
             load.settle()
             load.check()
     assert load.outcomes.total() == len(load.outcomes) == count
-    assert load.kinds["answered"] > 0.4 * count
+    assert load.kinds["answered"] > 0.2 * count
     assert load.kinds["cancelled"] and load.kinds["late"]
     assert bool(load.kinds["refused"]) == (queue_tokens == 1_000)
     assert (engine.running, engine.waiting, engine.cache.used) == (0, 0, 0)
     assert (engine.admission.queued, engine.admission.running) == (0, 0)
     assert engine.cache.tokens()["shared"] == 0
     assert engine.scheduler.preempted or kv_tokens != 640
-    assert bool(engine.utility.accepted) == speculate
+    assert bool(engine.tokens["accepted"]) == speculate
 
 
 def test_a_common_beginning_is_computed_once_for_64_documents(

@@ -6,12 +6,14 @@ Knows nothing of text, prompts or HTTP.
 import logging
 import threading
 import time
+from collections import Counter
 
 import torch
 from transformers import PreTrainedModel
 
+from models.engine import metrics
 from models.engine.admission import Admission
-from models.engine.attention import Span, arrange
+from models.engine.batch import flatten
 from models.engine.cache import Cache
 from models.engine.grammar import Masks
 from models.engine.sampler import choose
@@ -46,7 +48,7 @@ class Engine:
         self._stops = frozenset(stops)
         self._speculate = speculate
         self.utility = Utility()
-        self.forced_tokens = 0
+        self.tokens: Counter[str] = Counter()
         self.device = first.device
         self.vocabulary: int = config.vocab_size
         self.cache = Cache(
@@ -109,7 +111,7 @@ class Engine:
         if not sequence.prompt or not 0 <= min(sequence.prompt) <= max(sequence.prompt) < self.vocabulary:
             raise ValueError("a prompt needs ids of the model's vocabulary")
         # What the grammar forces at the start is computed together with the prompt; one token is left to choose.
-        self.forced_tokens += sequence.force(sequence.sampling.max_new_tokens - 1, self._stops)
+        self._count("forced", sequence.force(sequence.sampling.max_new_tokens - 1, self._stops))
         with self._wake:
             if self._stopping:
                 raise Failure("draining", "the service is shutting down")
@@ -141,13 +143,16 @@ class Engine:
         """Compute one flat batch of prompt pieces and decoding rows, and choose the next tokens of those due."""
         with self._wake:
             planned = self._draft(self.scheduler.plan())
-        if not planned:
-            return
-        self._since = time.monotonic()
-        self._masks.begin([piece for piece in planned if piece.due])
-        self._compute(planned)
-        self.utility.note_step(sum(len(piece.ids) for piece in planned), time.monotonic() - self._since)
+        began = self._since = time.monotonic()
+        if planned:
+            self._masks.begin([piece for piece in planned if piece.due])
+            tokens = sum(len(piece.ids) for piece in planned)
+            self._count("prompt", sum(piece.prompt_tokens for piece in planned))
+            self._compute(planned)
+            self.utility.note_step(tokens, time.monotonic() - began)
+            metrics.note_step(tokens, time.monotonic() - began)
         self._since = None
+        metrics.note_state(self.waiting, self.running, self.admission.queued, self.cache.tokens())
 
     def _draft(self, planned: list[Piece]) -> list[Piece]:
         """Put drafts behind decoding rows where they pay; a step that reads prompts is full without them."""
@@ -182,24 +187,11 @@ class Engine:
 
     def _forward(self, planned: list[Piece]) -> torch.Tensor:
         """fp32 logits [n, vocabulary] on the CPU, for each row due: of its next token and behind each drafted one."""
-        spans: list[Span] = []
-        ids: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []
-        for piece in planned:
-            start, tokens = piece.sequence.computed, piece.ids
-            spans.append(Span(self.cache.table(piece.sequence.number), len(ids), start, len(tokens)))
-            ids += tokens
-            positions += range(start, start + len(tokens))
-            if piece.due:
-                wanted += range(len(ids) - 1 - len(piece.draft), len(ids))
+        batch = flatten(planned, self.cache)
         hidden = self._network.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            use_cache=False,
-            rows=arrange(self.cache, spans),
+            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, rows=batch.rows
         ).last_hidden_state
-        return dense(hidden[0, wanted], self._network.lm_head.weight).float().cpu()
+        return dense(hidden[0, batch.wanted], self._network.lm_head.weight).float().cpu()
 
     def _advance(self, piece: Piece, logits: torch.Tensor) -> None:
         """Choose a row's next tokens, as many as its draft has right and one more; a fault is this row's alone."""
@@ -220,7 +212,10 @@ class Engine:
             self._fail(row, error)
             return
         row.computed += right
-        self.utility.note_draft(len(piece.draft), right)
+        if piece.draft:
+            self.utility.note_draft(len(piece.draft), right)
+            self._count("drafted", len(piece.draft))
+            self._count("accepted", right)
 
     def _choose(self, row: Sequence, logits: torch.Tensor, ahead: int) -> list[int] | None:
         """The next token of a row and those it forces; None if they end its answer."""
@@ -228,9 +223,13 @@ class Engine:
             raise Failure("model_error", "the model's output was not finite")
         self._masks.apply(row, ahead, logits)
         before = len(row.ids)
+        if not row.first:
+            row.first = time.monotonic()
+            metrics.note_first(row.started - row.submitted, row.first - row.submitted)
         ended = row.take(choose(logits, row.sampling, row.generator), self._stops)
+        self._count("answer", 1)
         if not ended:
-            self.forced_tokens += row.force(row.sampling.max_new_tokens, self._stops)
+            self._count("forced", row.force(row.sampling.max_new_tokens, self._stops))
             ended = row.ended
         if not ended and row.made < row.sampling.max_new_tokens:
             return row.ids[before:]
@@ -238,6 +237,11 @@ class Engine:
             self.scheduler.end(row, complete=True)
         row.finish("stop" if ended else "length")
         return None
+
+    def _count(self, kind: str, tokens: int) -> None:
+        if tokens:
+            self.tokens[kind] += tokens
+            metrics.count(kind, tokens)
 
     def _fail(self, sequence: Sequence, failure: Failure) -> None:
         with self._wake:

@@ -10,6 +10,7 @@ from bisect import insort
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
+from models.engine import metrics
 from models.engine.admission import Admission
 from models.engine.cache import BLOCK, Cache
 from models.engine.sequence import Sequence
@@ -34,6 +35,11 @@ class Piece:
     def ids(self) -> list[int]:
         start = self.sequence.computed
         return self.sequence.ids[start : start + self.count] + self.draft
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many of them are the prompt's."""
+        return max(min(len(self.sequence.prompt) - self.sequence.computed, self.count), 0)
 
     @property
     def due(self) -> bool:
@@ -134,6 +140,7 @@ class Scheduler:
     def _enter(self, sequence: Sequence) -> None:
         spare = blocks(self._final(sequence)) - blocks(len(sequence.ids))
         sequence.computed = self._cache.open(sequence.number, sequence.ids, spare)
+        metrics.count("reused", sequence.computed)
         if not sequence.started:
             sequence.started = time.monotonic()
             self._admission.start(sequence.cost, sequence.started)
@@ -153,6 +160,7 @@ class Scheduler:
         self._release(row)
         row.computed = 0
         self.preempted += 1
+        metrics.PREEMPTED.inc()
         self._wait(row)
 
     def _drop(self) -> None:

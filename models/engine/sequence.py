@@ -62,6 +62,7 @@ class Sequence:
     cost: int = 0  # at which it was admitted
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
+    first: float = 0.0  # when its first token was chosen
     generator: torch.Generator | None = None
     lookup: Lookup = field(default_factory=Lookup)
 

@@ -36,8 +36,6 @@ class Utility:
         self._right = 0.5
         self._seconds: dict[int, deque[float]] = {}
         self._since = 0
-        self.drafted = 0
-        self.accepted = 0
 
     def length(self, rows: int, drafting: int) -> int:
         """The draft length that makes most tokens a second where `drafting` of `rows` rows have a draft."""
@@ -69,11 +67,8 @@ class Utility:
 
     def note_draft(self, drafted: int, accepted: int) -> None:
         """Of a draft of `drafted` tokens the first `accepted` were right."""
-        self.drafted += drafted
-        self.accepted += accepted
-        if drafted:
-            tried = min(accepted + 1, drafted)  # behind the first wrong one nothing is known
-            self._right += LEARN * (accepted / tried - self._right)
+        tried = min(accepted + 1, drafted)  # behind the first wrong one nothing is known
+        self._right += LEARN * (accepted / tried - self._right)
 
 
 def bucket(tokens: int) -> int:

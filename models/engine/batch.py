@@ -1,0 +1,41 @@
+"""A step as tensors: the tokens of all its rows end to end, without padding. Knows nothing of how they were chosen."""
+
+from dataclasses import dataclass
+
+import torch
+
+from models.engine.attention import Rows, Span, arrange
+from models.engine.cache import Cache
+from models.engine.scheduler import Piece
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`ids` and `positions` [1, T]; `wanted`: the places behind which a token is to be chosen, in the rows' order."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    rows: Rows
+    wanted: list[int]
+
+
+def flatten(planned: list[Piece], cache: Cache) -> Batch:
+    """Lay pieces end to end; a row that is due wants the place of its last token and those of its draft's."""
+    spans: list[Span] = []
+    ids: list[int] = []
+    positions: list[int] = []
+    wanted: list[int] = []
+    for piece in planned:
+        start, tokens = piece.sequence.computed, piece.ids
+        spans.append(Span(cache.table(piece.sequence.number), len(ids), start, len(tokens)))
+        ids += tokens
+        positions += range(start, start + len(tokens))
+        if piece.due:
+            wanted += range(len(ids) - 1 - len(piece.draft), len(ids))
+    device = cache.pool.device
+    return Batch(
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        arrange(cache, spans),
+        wanted,
+    )
