@@ -18,7 +18,7 @@ from models.catalog import Model
 from models.engine.engine import Engine
 from models.engine.grammar import Grammars
 from models.engine.schema import Schema
-from models.engine.sequence import Completion, FinishReason, Sampling, Sequence
+from models.engine.sequence import Completion, FinishReason, Lane, Sampling, Sequence
 from models.failure import Failure
 from models.template import Template, Turn
 
@@ -38,6 +38,8 @@ class Question(Protocol):
     temperature: float | None
     top_p: float | None
     seed: int | None
+    lane: Lane
+    allow_partial: bool
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,14 @@ class Ticket:
     future: Future[Completion]
     prompts: "Prompts"
     schema: Schema | None
+    allow_partial: bool
 
     def cancel(self) -> None:
         self.future.cancel()
 
     async def answer(self) -> Answer:
         """Wait for the completion and close it; raises Failure."""
-        return self.prompts.close(await asyncio.wrap_future(self.future), self.schema)
+        return self.prompts.close(await asyncio.wrap_future(self.future), self.schema, self.allow_partial)
 
 
 class Prompts:
@@ -80,18 +83,27 @@ class Prompts:
     def ask(self, question: Question, deadline: float) -> Ticket:
         """Check, render, tokenise and submit; `deadline` is on the monotonic clock. Raises Failure."""
         schema = answer_schema(question)
-        matcher = None if schema is None else self._grammars.matcher(schema)
+        grammar = None if schema is None else self._grammars.compile(schema)
         if schema is not None:
             validator(schema)
         ids = self._template.encode([Turn("user", render(question, schema))])
-        sequence = Sequence(ids, self._sampling(question, len(ids)), matcher, deadline)
+        sampling = self._sampling(question, len(ids))
+        sequence = Sequence(ids, sampling, deadline=deadline, lane=question.lane)
+        if grammar is not None:
+            if grammar.shortest > sampling.max_new_tokens:
+                raise Failure(
+                    "invalid_value",
+                    f"max_new_tokens: the shortest answer that fits the schema takes {grammar.shortest} tokens",
+                )
+            sequence.matcher, sequence.guard = grammar.start()
         self._engine.submit(sequence)
-        return Ticket(sequence.future, self, schema)
+        return Ticket(sequence.future, self, schema, question.allow_partial)
 
     def warm_up(self) -> None:
         """One short answer through every part, before the first caller's."""
         ids = self._template.encode([Turn("user", "Ready?")])
-        sequence = Sequence(ids, Sampling(8), self._grammars.matcher({"type": "object"}))
+        sequence = Sequence(ids, Sampling(8))
+        sequence.matcher, sequence.guard = self._grammars.compile({"type": "object"}).start()
         self._engine.submit(sequence)
         sequence.future.result(timeout=WARM_UP_SECONDS)
 
@@ -112,14 +124,14 @@ class Prompts:
             seed=question.seed,
         )
 
-    def close(self, completion: Completion, schema: Schema | None) -> Answer:
-        """The answer, if the model ended it by itself and it is what was asked for; else Failure."""
+    def close(self, completion: Completion, schema: Schema | None, allow_partial: bool = False) -> Answer:
+        """The answer, if it ended by itself, or less is allowed, and if it is what was asked for; else Failure."""
         made = len(completion.tokens)
-        if completion.finish_reason != "stop":
+        if completion.finish_reason != "stop" and not allow_partial:
             raise Failure(
                 "answer_truncated",
-                f"the answer was cut at {made} tokens (prompt: {completion.prompt_tokens}); "
-                "raise max_new_tokens or bound the schema",
+                f"the answer was ended at {made} tokens (prompt: {completion.prompt_tokens}); "
+                "raise max_new_tokens, bound the schema or ask for allow_partial",
             )
         output = self._template.decode(completion.tokens)
         if schema is not None:

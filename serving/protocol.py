@@ -87,6 +87,8 @@ class Prompt(bentoml.IODescriptor):
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     deadline_ms: int | None = Field(None, ge=1, le=3_600_000)
+    lane: Literal["interactive", "bulk"] = Field("interactive", description="bulk gives way to interactive prompts")
+    allow_partial: bool = Field(False, description="take an answer that max_new_tokens has ended early, flagged")
 
     @model_validator(mode="after")
     def _one_form(self) -> "Prompt":
@@ -129,7 +131,8 @@ class Usage(BaseModel):
 
 
 class Metadata(BaseModel):
-    """`generation_time` in seconds, waiting included."""
+    """`generation_time` in seconds, waiting included. `finish_reason`: "stop", or if `allow_partial` was asked for
+    "closed" (max_new_tokens was near, so the JSON was ended by the shortest way) or "length" (text that was cut)."""
 
     model: str
     generation_time: float

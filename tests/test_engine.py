@@ -308,9 +308,7 @@ def passes(loaded: store.Loaded) -> tuple[int, int, list[list[int]]]:
     return count, engine.tokens["forced"], answers
 
 
-def test_what_the_grammar_forces_takes_no_pass_of_its_own(
-    real: store.Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_grammar_forces_takes_no_pass_of_its_own(real: store.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted, not timed: the same answers, a fifth of the passes less."""
     count, forced, answers = passes(real)
     monkeypatch.setattr(Sequence, "force", lambda *_: 0)

@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,10 +15,16 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from models import catalog, store
 from models.engine.cache import BLOCK
 from models.engine.engine import Engine
-from models.engine.sequence import Sampling, Sequence
+from models.engine.schema import Schema
+from models.engine.sequence import Completion, Sampling, Sequence
 from models.failure import Failure
+from models.prompt import Prompts, Ticket
+from models.runtime import stop_ids
+from serving.protocol import Prompt
+from tests.test_closing import schema_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STOPS = {3, 50, 77}
@@ -231,6 +238,77 @@ class NoModel(torch.nn.Module):
 
     def model(self, input_ids: torch.Tensor, **_: Any) -> Any:
         return SimpleNamespace(last_hidden_state=self.hidden[:, : input_ids.shape[1]])
+
+
+def ask_for(prompts: Prompts, engine: Engine, schema: Schema, budgets: range) -> Iterator[tuple[int, Ticket | Failure]]:
+    """A ticket or a refusal for each budget, computed."""
+    made: list[tuple[int, Ticket | Failure]] = []
+    for most in budgets:
+        try:
+            asked: Any = Prompt.model_validate({"prompt": "x", "schema": schema, "max_new_tokens": most})
+            made.append((most, prompts.ask(asked, float("inf"))))
+        except Failure as refused:
+            made.append((most, refused))
+    while engine.waiting or engine.running:
+        engine.step()
+    yield from made
+
+
+@pytest.mark.parametrize("seeds", [range(60), pytest.param(range(60, 600), marks=[pytest.mark.slow])], ids=len)
+def test_every_budget_gives_a_whole_answer_or_a_typed_refusal(
+    seeds: range, smollm2: store.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through prompts and engine, with a model that says anything: JSON is never cut, from 1 token up."""
+    stops = stop_ids(smollm2)
+    vocabulary = smollm2.network.config.vocab_size
+    engine = Engine(
+        NoModel(vocabulary, 8),  # type: ignore[arg-type]
+        stops,
+        kv_tokens=1 << 17,
+        step_tokens=4096,
+        queue_tokens=1 << 40,
+    )
+    prompts = Prompts(catalog.SMOLLM2, smollm2.tokenizer, engine, stops)
+    said = torch.randn(97, vocabulary)
+    rng = random.Random(0)
+    monkeypatch.setattr("models.engine.engine.dense", lambda hidden, _: said[rng.choices(range(97), k=len(hidden))])
+    kinds: Counter[str] = Counter()
+    with torch.inference_mode():
+        for seed in seeds:
+            schema = schema_of(seed)
+            try:
+                shortest = prompts._grammars.compile(schema).shortest
+            except Failure:
+                kinds["unsupported"] += 1
+                continue
+            for most, outcome in ask_for(prompts, engine, schema, range(1, shortest + 9)):
+                if isinstance(outcome, Failure):
+                    assert outcome.code == "invalid_value" and most < shortest
+                    assert str(shortest) in outcome.message
+                    kinds["too little"] += 1
+                    continue
+                completion = outcome.future.result()
+                assert completion.finish_reason != "length"
+                assert shortest <= most >= len(completion.tokens)
+                kinds[completion.finish_reason] += 1
+                judge(prompts, completion, schema, kinds)
+    assert kinds["unsupported"] < len(seeds) / 4
+    assert kinds["answer_invalid"] < 0.01 * kinds["closed"]
+    assert min(kinds["too little"], kinds["closed"], kinds["stop"]) > len(seeds)
+
+
+def judge(prompts: Prompts, completion: Completion, schema: Schema, kinds: Counter[str]) -> None:
+    """Closed by its budget it is an error unless it was allowed; in any case it is whole and fits."""
+    try:
+        prompts.close(completion, schema, allow_partial=True)
+    except Failure as failure:
+        # llguidance lets numbers grow beyond what a double holds; the second look refuses them.
+        assert failure.code == "answer_invalid"
+        kinds["answer_invalid"] += 1
+        return
+    if completion.finish_reason == "closed":
+        with pytest.raises(Failure, match="answer_truncated"):
+            prompts.close(completion, schema)
 
 
 def overhead(rows: int, steps: int) -> list[float]:

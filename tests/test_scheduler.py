@@ -47,7 +47,7 @@ def compute(planner: Scheduler, cache: Cache, planned: list[Piece]) -> None:
             row.take(0, NO_STOPS)
             if row.made == row.sampling.max_new_tokens:
                 planner.end(row, complete=True)
-                row.finish("length")
+                row.finish(ended=False)
 
 
 def step(planner: Scheduler, cache: Cache) -> list[tuple[Sequence, int]]:

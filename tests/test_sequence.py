@@ -84,7 +84,7 @@ def test_without_a_seed_draws_differ() -> None:
 
 def test_finish_gives_the_completion() -> None:
     sequence = with_output([7, 8], submitted=10.0, started=12.5)
-    sequence.finish("stop")
+    sequence.finish(ended=True)
     done = sequence.future.result(timeout=0)
     assert (done.tokens, done.finish_reason, done.prompt_tokens, done.waited) == ([7, 8], "stop", 3, 2.5)
 
@@ -99,7 +99,7 @@ def test_fail_gives_the_failure() -> None:
 def test_finish_and_fail_after_cancel_are_harmless() -> None:
     sequence = Sequence([1], Sampling(4))
     assert sequence.future.cancel()
-    sequence.finish("stop")
+    sequence.finish(ended=True)
     sequence.fail(Failure("model_error", "no"))
     with pytest.raises(CancelledError):
         sequence.future.result(timeout=0)
@@ -107,7 +107,7 @@ def test_finish_and_fail_after_cancel_are_harmless() -> None:
 
 def test_the_first_outcome_stands() -> None:
     sequence = with_output([7])
-    sequence.finish("length")
+    sequence.finish(ended=False)
     sequence.fail(Failure("draining", "too late"))
     done = sequence.future.result(timeout=0)
     assert isinstance(done, Completion) and done.finish_reason == "length"

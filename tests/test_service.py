@@ -94,7 +94,7 @@ def test_after_all_that_a_good_request_is_answered(tiny_server: Server) -> None:
         ({"labels": None, "schema": {"type": "object", "x-guidance": {"lenient": True}}}, 400, "schema_unsupported"),
         ({"prompt": "word " * 9000}, 400, "context_length_exceeded"),
         ({"max_new_tokens": 8190}, 400, "context_length_exceeded"),
-        ({"max_new_tokens": 1}, 422, "answer_truncated"),
+        ({"max_new_tokens": 1}, 400, "invalid_value"),
         ({"deadline_ms": 1}, 504, "deadline_exceeded"),
     ],
     ids=range(10),
@@ -222,6 +222,8 @@ def test_the_openapi_description_has_the_exact_body(tiny_server: Server) -> None
         "top_p",
         "seed",
         "deadline_ms",
+        "lane",
+        "allow_partial",
     }
     reply = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert reply["required"] == ["success", "output", "metadata"]

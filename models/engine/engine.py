@@ -226,16 +226,17 @@ class Engine:
         if not row.first:
             row.first = time.monotonic()
             metrics.note_first(row.started - row.submitted, row.first - row.submitted)
-        ended = row.take(choose(logits, row.sampling, row.generator), self._stops)
+        token = choose(logits, row.sampling, row.generator)
+        ended = row.take(token if row.guard is None else row.guard.admit(token, row.left), self._stops)
         self._count("answer", 1)
         if not ended:
             self._count("forced", row.force(row.sampling.max_new_tokens, self._stops))
             ended = row.ended
-        if not ended and row.made < row.sampling.max_new_tokens:
+        if not ended and row.left:
             return row.ids[before:]
         with self._wake:
             self.scheduler.end(row, complete=True)
-        row.finish("stop" if ended else "length")
+        row.finish(ended)
         return None
 
     def _count(self, kind: str, tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from llguidance.numpy import (
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from models.engine.closing import Closer, Guard
 from models.engine.scheduler import Piece
 from models.engine.schema import Schema, admit
 from models.engine.sequence import Sequence
@@ -26,8 +28,28 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 # Compact JSON: with free white space a model may write blanks until its budget is gone.
+LONGEST_PATH = 32_768  # tokens
 THREADS = 2  # enough: a mask takes some 50 us
 LAYOUT: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A compiled schema. `path` is a shortest answer; None where none was found, and then none may be there in time."""
+
+    template: LLMatcher
+    closer: Closer
+    path: list[int] | None
+
+    @property
+    def shortest(self) -> int:
+        """Tokens that any answer takes, as far as that is known."""
+        return len(self.path or ())
+
+    def start(self) -> tuple[LLMatcher, Guard]:
+        """For one row: what it may say next, and what keeps it able to close."""
+        matcher = self.template.deep_copy()
+        return matcher, Guard(self.closer, matcher, self.path)
 
 
 class Grammars:
@@ -35,17 +57,22 @@ class Grammars:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int, stops: set[int]) -> None:
         self._tokenizer: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(stops))
+        self._closer = Closer(self._tokenizer, vocabulary)
         self._compiled = lru_cache(maxsize=256)(self._compile)
 
     def matcher(self, schema: Schema) -> LLMatcher:
-        """A fresh matcher for `schema`; Failure names what it cannot enforce, nothing is ignored."""
+        """A fresh matcher for `schema`, without a guard."""
+        return self.compile(schema).start()[0]
+
+    def compile(self, schema: Schema) -> Grammar:
+        """Failure names what it cannot enforce, nothing is ignored."""
         text = admit(schema)
         if "x-guidance" in schema:
             # llguidance would let the caller switch enforcement off with it.
             raise Failure("schema_unsupported", "the schema uses keywords that cannot be enforced: x-guidance")
-        return self._compiled(text).deep_copy()
+        return self._compiled(text)
 
-    def _compile(self, schema: str) -> LLMatcher:
+    def _compile(self, schema: str) -> Grammar:
         try:
             matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(schema, overrides=LAYOUT))
         except ValueError as error:
@@ -53,7 +80,7 @@ class Grammars:
         matcher.compute_bitmask()  # some faults show only when the first token is due
         if matcher.is_error():
             raise Failure("schema_unsupported", _reason(matcher.get_error()))
-        return matcher
+        return Grammar(matcher, self._closer, self._closer.path(matcher, LONGEST_PATH))
 
 
 def _reason(error: str) -> str:

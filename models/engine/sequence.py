@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from llguidance import LLMatcher
 
+from models.engine.closing import Guard
 from models.engine.speculation import LONGEST, Lookup
 from models.failure import Failure
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "closed", "length"]
 Lane = Literal["interactive", "bulk"]
 _numbers = count(1)
 
@@ -30,7 +31,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """What the engine made of a sequence: `tokens` without the end-of-turn token, times in seconds."""
+    """What the engine made of a sequence: `tokens` without the end-of-turn token, times in seconds.
+
+    `finish_reason`: "stop" by itself; "closed": whole, but ended for want of budget; "length": cut.
+    """
 
     tokens: list[int]
     finish_reason: FinishReason
@@ -52,6 +56,7 @@ class Sequence:
     matcher: LLMatcher | None = None
     deadline: float = float("inf")
     lane: Lane = "interactive"
+    guard: Guard | None = None
     on_token: Callable[[int], None] | None = None
     future: Future[Completion] = field(default_factory=Future)
     number: int = field(default_factory=lambda: next(_numbers))
@@ -83,6 +88,11 @@ class Sequence:
     def made(self) -> int:
         """Tokens of the answer so far."""
         return len(self.ids) - len(self.prompt)
+
+    @property
+    def left(self) -> int:
+        """Tokens that the answer may still take."""
+        return self.sampling.max_new_tokens - self.made
 
     @property
     def due(self) -> int:
@@ -120,18 +130,24 @@ class Sequence:
         if self.matcher is None or self.ended:
             return 0
         forced = self.matcher.compute_ff_tokens()[: max(most - self.made, 0)]
+        if self.guard is not None:
+            forced = self.guard.force(forced, self.left)
         for token in forced:
             self.take(token, stops)
         return len(forced)
 
     def draft(self, stops: frozenset[int]) -> list[int]:
         """What it may say next, going by what it has read: allowed by the grammar, and no end of the turn."""
-        draft = self.lookup.draft(self.ids, min(LONGEST, self.sampling.max_new_tokens - self.made - 1))
+        draft = self.lookup.draft(self.ids, min(LONGEST, self.left - 1))
         end = next((at for at, token in enumerate(draft) if token in stops), len(draft))
         draft = draft[:end]
         return draft if self.matcher is None else draft[: self.matcher.validate_tokens(draft)]
 
-    def finish(self, reason: FinishReason) -> None:
+    def finish(self, ended: bool) -> None:
+        """Settle with what was said; `ended`: by itself, or closed by its guard."""
+        whole = ended or (self.matcher is not None and self.matcher.is_accepting())
+        forced = not ended or (self.guard is not None and self.guard.closing)
+        reason: FinishReason = "length" if not whole else "closed" if forced else "stop"
         now = time.monotonic()
         started = self.started or now
         self._settle(Completion(self.output, reason, len(self.prompt), started - self.submitted, now - started))

@@ -1,0 +1,1 @@
+"""The same documents asked of us and of other servers, side by side on one machine."""

@@ -1,0 +1,104 @@
+"""Answers that always close: the shortest way to a whole JSON value, kept open for a row until its last token.
+
+Knows budgets and plans; how a plan is found stands in search.py.
+"""
+
+from llguidance import LLMatcher
+
+from models.engine.pieces import Pieces, Plan
+from models.engine.place import START, Place
+from models.engine.search import TAILS, Search, Walk
+
+NEAR = 64  # tokens to spare below which every choice is looked at
+
+
+class Closer(Pieces):
+    """Finds closing paths in the tokens of one tokenizer."""
+
+    def path(self, matcher: LLMatcher, most: int, place: Place = START) -> list[int] | None:
+        """Ids, at most `most`, that lead from the matcher's state to a whole answer; None where none were found."""
+        plan = self.plan(matcher, place)
+        return None if plan is None or plan.size > most else self.tokens(plan)
+
+    def plan(self, matcher: LLMatcher, place: Place, hint: Plan | None = None) -> Plan | None:
+        walk = Walk(matcher.deep_copy(), place, self.ids)
+        if not Search(self, hint).finish(walk):
+            return None
+        return self.cover(walk.text)
+
+
+class Guard:
+    """Keeps one row able to close: from a plan that fits, a choice is only admitted where a plan still fits after it.
+
+    While more than `near` tokens are to spare, an unforeseen choice costs no search: the next look is
+    taken when a quarter of what is to spare beyond that is gone. Only an answer that meanwhile comes to need all the
+    rest for its end is `lost`; it is looked at again when half of its budget is gone.
+    """
+
+    def __init__(self, closer: Closer, matcher: LLMatcher, path: list[int] | None) -> None:
+        """`matcher` is the row's own, before each token it takes; `path` the closer's for it, within the budget."""
+        self._closer = closer
+        self._matcher = matcher
+        self._place = START
+        self._plan = None if path is None else closer.cover(closer.decode(path))
+        self._near = NEAR + len(path or ())
+        self._due = 1 << 62
+        self.closing = False
+        self.lost = path is None
+
+    @property
+    def plan(self) -> list[int] | None:
+        """The tokens that close the answer from here, where they are known."""
+        return None if self._plan is None else self._closer.tokens(self._plan)
+
+    def admit(self, token: int, left: int) -> int:
+        """The token to take where the sampler has chosen `token` and `left` tokens may be taken, this one included."""
+        if token in self._closer.stops or self._follow([token], left):
+            return token
+        self.closing = True
+        if not (plan := self.plan):
+            return self._closer.stops[0]
+        self._follow(plan[:1], left)
+        return plan[0]
+
+    def force(self, tokens: list[int], left: int) -> list[int]:
+        """Those of the tokens forced by the grammar that may be taken: all, or none where that would cost too much."""
+        return tokens if tokens and self._follow(tokens, left) else []
+
+    def _follow(self, tokens: list[int], left: int) -> bool:
+        """Move on by `tokens`; not where a plan fits now and none is found that fits after them."""
+        if self._plan is None and left <= self._due:
+            self._look(left)
+        text = self._closer.decode(tokens)
+        if self._plan is not None:
+            spare, rest, plan = left - self._plan.size, left - len(tokens), self._kept(self._plan, tokens, text)
+            if plan is None or plan.size > rest:
+                if spare > self._near:
+                    plan, self._due = None, left - (spare - self._near) // 4 - 1
+                elif (plan := self._found(tokens, text)) is None or plan.size > rest:
+                    return False
+            self._plan = plan
+        self._place = self._place.after(text)
+        return True
+
+    def _look(self, left: int) -> None:
+        """Find a plan for the present state."""
+        plan = self._closer.plan(self._matcher, self._place)
+        self.lost = plan is None or plan.size > left
+        self._plan = None if self.lost else plan
+        self._due = left // 2
+
+    def _kept(self, plan: Plan, tokens: list[int], text: bytes) -> Plan | None:
+        """What of the plan still holds after `tokens`, without a search."""
+        if plan.text.startswith(text):
+            return plan.tail(len(text))
+        matcher = self._matcher.deep_copy()
+        for start, ids in reversed(self._closer.tails(plan)[:TAILS]):
+            if matcher.validate_tokens(tokens + ids) == len(tokens) + len(ids):
+                return plan.tail(start)
+        return None
+
+    def _found(self, tokens: list[int], text: bytes) -> Plan | None:
+        matcher = self._matcher.deep_copy()
+        matcher.consume_tokens(tokens)
+        return self._closer.plan(matcher, self._place.after(text), self._plan)
