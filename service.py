@@ -80,6 +80,7 @@ class ZopilotGPU:
                 kv_tokens=SETTINGS.kv_tokens,
                 step_tokens=SETTINGS.step_tokens,
                 queue_tokens=SETTINGS.queue_tokens,
+                cpu_products=SETTINGS.cpu_products,
             )
         except BaseException as error:
             reason = error.message if isinstance(error, Failure) else f"{type(error).__name__}: {error}"

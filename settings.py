@@ -35,6 +35,12 @@ def _device(text: str) -> str:
     return text
 
 
+def _products(text: str) -> str:
+    if text not in ("fp32", "bf16"):
+        raise ValueError("one of fp32, bf16")
+    return text
+
+
 def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -72,6 +78,9 @@ class Settings:
         "ZOPILOT_KV_TOKENS", 0, _whole(0, 10_000_000), "tokens in flight; 0: what fits (without a card at most 32,768)"
     )
     step_tokens: int = _variable("ZOPILOT_STEP_TOKENS", 512, _whole(16, 4096), "tokens in one step of the engine")
+    cpu_products: str = _variable(
+        "ZOPILOT_CPU_PRODUCTS", "", _products, "`fp32` or `bf16` on a CPU; empty: bf16 where it has that"
+    )
     deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 
 

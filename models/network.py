@@ -114,6 +114,13 @@ def fill_constants(network: nn.Module, device: torch.device) -> None:
             setattr(network.get_submodule(parent), name, type(module)(module.config).to(device))
 
 
+def multiply_in(network: nn.Module, products: torch.dtype) -> None:
+    """Have a CPU round both factors of every product with NF4 weights to `products`."""
+    for module in network.modules():
+        if isinstance(module, NF4Weight):
+            module.products = products
+
+
 def prove(network: nn.Module, planned: Mapping[str, Spec], device: torch.device) -> None:
     """Walk the loaded model, parameter by parameter; Failure names the first that is not what was planned."""
     require(specs(network), planned)

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from models.engine.cache import BLOCK, Cache
 
 FEW = 16  # tokens of a row that are computed part by part; a longer piece of a prompt reads a copy side by side
+CUT = 128
 COMMON = 2  # blocks that several rows must begin with to read them together
 
 
@@ -135,7 +136,13 @@ def flat_attention(
     values.index_copy_(0, rows.slots, value[0].transpose(0, 1))
     output = torch.empty_like(query[0])
     for span, runs in rows.pieces:
-        output[:, span.here] = _attend(query[0, :, span.here], _gather(keys, runs), _gather(values, runs), scaling)
+        seen, told = _gather(keys, runs), _gather(values, runs)
+        # On a CPU a piece is cut, since what its first tokens must not see would be computed too.
+        size = CUT if query.device.type == "cpu" else span.count
+        for start in range(0, span.count, size):
+            here = slice(span.offset + start, span.offset + min(start + size, span.count))
+            end = span.start + here.stop - span.offset
+            output[:, here] = _attend(query[0, :, here], seen[:, :end], told[:, :end], scaling)
     sums = output.new_empty(output.shape[:2], dtype=torch.float32)
     for part in rows.parts:
         asked = query[0, :, part.index]

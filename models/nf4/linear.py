@@ -10,6 +10,8 @@ from models.nf4.matrix import Packed, multiply
 class NF4Weight(nn.Module):
     """A matrix [rows, columns], or a stack of `stack` of them; its parameters are the six tensors of the layout."""
 
+    products: torch.dtype | None = None  # what a CPU multiplies in; None: what it is given
+
     def __init__(self, rows: int, columns: int, *stack: int) -> None:
         super().__init__()
         self.rows, self.columns, self.stack = rows, columns, stack
@@ -26,4 +28,4 @@ class NF4Linear(NF4Weight):
     """y = x @ W.T for x [..., columns]; no bias."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return multiply(x, self.matrix())
+        return multiply(x, self.matrix(), self.products)

@@ -65,13 +65,17 @@ def dequantise(weight: Packed, dtype: torch.dtype) -> torch.Tensor:
     return bnb.dequantize_4bit(weight.packed.reshape(-1, 1), state)
 
 
-def multiply(x: torch.Tensor, weight: Packed) -> torch.Tensor:
-    """x [..., K] @ W.T → [..., N] in x's dtype, W never whole in memory where bitsandbytes has a fused kernel."""
+def multiply(x: torch.Tensor, weight: Packed, products: torch.dtype | None = None) -> torch.Tensor:
+    """x [..., K] @ W.T → [..., N] in x's dtype, W never whole in memory where bitsandbytes has a fused kernel.
+
+    On a CPU both factors are rounded to `products` first, where that is given; sums are fp32 in any case.
+    """
     rows, half = weight.packed.shape
     if x.numel() == 0:
         return x.new_empty(*x.shape[:-1], rows)
     if x.device.type == "cpu":  # there it has none
-        return dense(x, dequantise(weight, x.dtype))
+        products = products or x.dtype
+        return dense(x.to(products), dequantise(weight, products)).to(x.dtype)
     product: torch.Tensor = torch.ops.bitsandbytes.gemm_4bit.default(
         x,
         weight.packed.reshape(-1, 1),
