@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from models import catalog, manifest, store
+from models import catalog, manifest, network, store
 from models.engine.engine import Engine
 from models.engine.grammar import Grammars
 from models.engine.schema import Schema
@@ -180,6 +180,20 @@ def test_an_answer_does_not_depend_on_its_neighbours(
     mixed = [*others[:5], ours[0], *others[5:8], ours[1], ours[2], *others[8:]]
     run(make(real, step_tokens=step_tokens), mixed)
     assert [result(row).tokens for row in ours] == alone
+
+
+def test_products_in_bf16_answer_nearly_the_same(home: Path, alone: list[list[int]]) -> None:
+    """Each matrix rounds its factors and its result; the model's own numbers, of NF4, are far coarser."""
+    loaded = store.load(manifest.locate(catalog.SMOLLM2, home / "models"), torch.device("cpu"))
+    network.multiply_in(loaded.network, torch.bfloat16)
+    engine = make(loaded)
+    answers = [run(engine, [Sequence(encode(loaded.tokenizer, prompt), Sampling(40))])[0] for prompt in PROMPTS]
+    assert "Paris" in str(loaded.tokenizer.decode(answers[0]))
+    same = [
+        sum(1 for left, right in zip(answer, exact, strict=False) if left == right)
+        for answer, exact in zip(answers, alone, strict=True)
+    ]
+    assert all(answer[0] == exact[0] for answer, exact in zip(answers, alone, strict=True)) and sum(same) > 20
 
 
 def test_a_real_answer_stops_by_itself_and_leaves_the_end_of_turn_out(real: store.Loaded) -> None:

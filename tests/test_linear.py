@@ -69,3 +69,17 @@ def test_on_meta_a_layer_holds_nothing() -> None:
 def test_no_gradient_is_kept() -> None:
     linear, _ = pair(64, 64)
     assert not linear(torch.ones(2, 64)).requires_grad
+
+
+def test_products_of_another_dtype_are_near_and_of_that_dtype() -> None:
+    torch.manual_seed(0)
+    layer = NF4Linear(128, 192)
+    packed = matrix.quantise(torch.randn(128, 192), torch.device("cpu"))
+    for name, tensor in packed._asdict().items():
+        setattr(layer, name, torch.nn.Parameter(tensor, requires_grad=False))
+    x = torch.randn(5, 192)
+    exact = layer(x)
+    layer.products = torch.bfloat16
+    rounded = layer(x)
+    assert (exact.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+    assert 0 < (rounded.float() - exact).norm() / exact.norm() < 0.01

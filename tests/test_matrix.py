@@ -128,3 +128,13 @@ def test_a_card_quantises_to_the_same_bytes(dtype: torch.dtype) -> None:
     for part in ("packed", "absmax"):
         ours, theirs = getattr(here, part), getattr(there, part).cpu()
         assert (ours != theirs).float().mean() < 1e-4, part
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_a_dense_product_is_that_of_torch(rows: int) -> None:
+    """oneDNN's and MKL's sums differ in their last bits only."""
+    torch.manual_seed(rows)
+    x, weight = torch.randn(2, rows, 192), torch.randn(320, 192)
+    expected = (x.double() @ weight.double().T).float()
+    torch.testing.assert_close(matrix.dense(x, weight), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(matrix.dense(x.double(), weight.double()).float(), expected, rtol=1e-5, atol=1e-4)

@@ -206,6 +206,36 @@ def test_weights_in_memory_are_what_the_manifest_says(tiny_server: Server) -> No
     assert weights["quantised_on"] in ("cpu", "cuda")
 
 
+def test_metrics_tell_what_the_engine_did_and_nothing_of_what_was_said(tiny_server: Server) -> None:
+    secret = "Zebra-4711"
+    body = {**GOOD, "prompt": f"What is {secret}?", "context": {"document": secret}}
+    assert post(tiny_server, body).status_code == 200
+    assert post(tiny_server, {**GOOD, "wrong": 1}).status_code == 400
+    told = httpx.get(f"{tiny_server.url}/metrics").text
+    values = {name: float(value) for name, value in re.findall(r"^(zopilot_\S+) (\S+)$", told, re.MULTILINE)}
+    assert values['zopilot_tokens_total{kind="prompt"}'] > 0
+    assert values['zopilot_tokens_total{kind="answer"}'] > 0
+    assert values['zopilot_tokens_total{kind="forced"}'] > 0
+    assert values['zopilot_refusals_total{code="unknown_parameter"}'] >= 1
+    assert values["zopilot_step_seconds_count"] >= values["zopilot_first_token_seconds_count"] >= 1
+    assert values['zopilot_rows{state="running"}'] == 0
+    held = [values[f'zopilot_kv_tokens{{use="{use}"}}'] for use in ("used", "pinned", "evictable", "free")]
+    assert sum(held) == health(tiny_server)["engine"]["kv_tokens"]["budget"]
+    assert secret not in told
+
+
+def test_a_partial_answer_is_flagged_where_it_is_allowed_and_an_error_where_not(tiny_server: Server) -> None:
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    body = {"prompt": "x", "schema": {**schema, "additionalProperties": False}, "max_new_tokens": 30}
+    refused = post(tiny_server, body)
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "answer_truncated")
+    taken = post(tiny_server, {**body, "allow_partial": True, "lane": "bulk"}).json()
+    assert taken["success"] is True
+    assert taken["metadata"]["finish_reason"] == "closed"
+    assert json.loads(taken["output"]).keys() == {"text"}
+    assert taken["metadata"]["usage"]["completion_tokens"] <= 30
+
+
 def test_the_openapi_description_has_the_exact_body(tiny_server: Server) -> None:
     described = httpx.get(f"{tiny_server.url}/docs.json").json()
     operation = described["paths"]["/prompt"]["post"]

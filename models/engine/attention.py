@@ -132,8 +132,8 @@ def flat_attention(
     """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] → [1, T, heads, dim]."""
     layer: int = module.layer_idx  # type: ignore[assignment]
     keys, values = rows.cache.pool[layer]
-    keys.index_copy_(0, rows.slots, key[0].transpose(0, 1))
-    values.index_copy_(0, rows.slots, value[0].transpose(0, 1))
+    keys.index_copy_(0, rows.slots, key[0].transpose(0, 1).to(keys.dtype))
+    values.index_copy_(0, rows.slots, value[0].transpose(0, 1).to(values.dtype))
     output = torch.empty_like(query[0])
     for span, runs in rows.pieces:
         seen, told = _gather(keys, runs), _gather(values, runs)

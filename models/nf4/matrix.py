@@ -68,14 +68,14 @@ def dequantise(weight: Packed, dtype: torch.dtype) -> torch.Tensor:
 def multiply(x: torch.Tensor, weight: Packed, products: torch.dtype | None = None) -> torch.Tensor:
     """x [..., K] @ W.T → [..., N] in x's dtype, W never whole in memory where bitsandbytes has a fused kernel.
 
-    On a CPU both factors are rounded to `products` first, where that is given; sums are fp32 in any case.
+    On a CPU factors and result are of dtype `products`, where that is given; sums are fp32 in any case.
     """
     rows, half = weight.packed.shape
     if x.numel() == 0:
         return x.new_empty(*x.shape[:-1], rows)
     if x.device.type == "cpu":  # there it has none
         products = products or x.dtype
-        return dense(x.to(products), dequantise(weight, products)).to(x.dtype)
+        return dense(x.to(products), dequantise(weight, products))
     product: torch.Tensor = torch.ops.bitsandbytes.gemm_4bit.default(
         x,
         weight.packed.reshape(-1, 1),
