@@ -612,6 +612,20 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(
     assert engine.cache.used == 0
 
 
+def test_a_spoilt_beginning_fails_one_row_and_is_computed_anew_for_the_next(small: store.Loaded) -> None:
+    """What several share must not carry a fault from one to all that come later."""
+    engine = make(small)
+    common = prompt_ids(100)
+    (expected,) = run(engine, [Sequence([*common, 5], Sampling(10))])
+    for block in engine.cache.pool.unbind(2)[:32]:
+        block.fill_(torch.nan)
+    row = Sequence([*common, 5], Sampling(10))
+    run_all(engine, [row])
+    assert failure(row).code == "model_error"
+    assert run(engine, [Sequence([*common, 5], Sampling(10))]) == [expected]
+    assert engine.cache.used == 0
+
+
 @pytest.mark.parametrize("guilty", [[], [0], [4], [1, 2], [0, 3, 4], [0, 1, 2, 3, 4]])
 def test_out_of_memory_hurts_only_the_rows_that_cause_it(guilty: list[int], small: store.Loaded) -> None:
     """They come while the others are answering; whatever rows share their steps."""

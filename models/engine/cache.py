@@ -127,9 +127,13 @@ class Cache:
             table[at].writer = 0
         self._full[number] = computed // BLOCK
 
-    def close(self, number: int) -> None:
-        """Sequence `number` needs its blocks no more; harmless if it has none."""
+    def close(self, number: int, *, sound: bool = True) -> None:
+        """Sequence `number` needs its blocks no more; harmless if it has none. Unless they are `sound`, which they are
+        not where something went wrong in it, nobody will find them again, whoever has filled them."""
         for block in reversed(self._tables.pop(number, [])):
+            if not sound and block.key is not None:
+                del self._tree[block.key]
+                block.key = None
             block.users -= 1
             self._shared -= block.users == 1
             if block.users == 0:

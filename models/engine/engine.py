@@ -246,5 +246,5 @@ class Engine:
 
     def _fail(self, sequence: Sequence, failure: Failure) -> None:
         with self._wake:
-            self.scheduler.end(sequence)
+            self.scheduler.end(sequence, failed=True)
         sequence.fail(failure)

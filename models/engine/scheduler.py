@@ -97,15 +97,18 @@ class Scheduler:
         fits = bool(draft) and self._cache.extend(row.number, row.computed + piece.count + len(draft))
         return replace(piece, draft=draft) if fits else piece
 
-    def end(self, sequence: Sequence, *, complete: bool = False) -> None:
-        """Take a row out for good and give its room back; the length of a complete answer tells about the next ones."""
-        self._release(sequence)
+    def end(self, sequence: Sequence, *, complete: bool = False, failed: bool = False) -> None:
+        """Take a row out for good and give its room back.
+
+        The length of a `complete` answer tells about the next ones; what a `failed` one has computed is not used again.
+        """
+        self._release(sequence, sound=not failed)
         share = sequence.made / sequence.sampling.max_new_tokens if complete else None
         self._admission.finish(sequence.cost, time.monotonic(), share)
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence, *, sound: bool = True) -> None:
         self.running.remove(sequence)
-        self._cache.close(sequence.number)
+        self._cache.close(sequence.number, sound=sound)
 
     def _wait(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=ORDER)
