@@ -53,6 +53,8 @@ def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
                     setattr(network.get_submodule(parent), name, experts.pack(module))
                 except ValueError as error:
                     raise Failure("model_unsupported", f"{path} cannot be quantised: {error}") from error
+            elif name == "lm_head" and getattr(module, "bias", None) is not None:
+                raise Failure("model_unsupported", "its lm_head has a bias")
             elif type(module) is nn.Linear and module.bias is None and name != "lm_head" and not name.endswith("gate"):
                 setattr(network.get_submodule(parent), name, NF4Linear(module.out_features, module.in_features))
     network.requires_grad_(False)

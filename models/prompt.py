@@ -93,7 +93,7 @@ class Prompts:
             if grammar.shortest > sampling.max_new_tokens:
                 raise Failure(
                     "invalid_value",
-                    f"max_new_tokens: the shortest answer that fits the schema takes {grammar.shortest} tokens",
+                    f"max_new_tokens: the shortest answer found that fits the schema takes {grammar.shortest} tokens",
                 )
             sequence.matcher, sequence.guard = grammar.start()
         self._engine.submit(sequence)

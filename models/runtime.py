@@ -70,7 +70,7 @@ class Runtime:
 
 def best_products() -> str:
     """What this processor multiplies fastest without losing what the weights hold: NF4 has 16 values a block."""
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def stop_ids(loaded: store.Loaded) -> set[int]:

@@ -182,5 +182,22 @@ def test_rows_that_begin_alike_read_the_beginning_together(shared: int, scattere
     assert bool(together) == (shared >= 2 * BLOCK)
 
 
+def test_strangers_in_the_batch_do_not_keep_others_from_reading_together() -> None:
+    """Two kinds of prompts that have only their first block in common."""
+    cache = Cache(1, KV_HEADS, DIM, torch.float32, torch.device("cpu"), 2000)
+    spans = []
+    for number in range(6):
+        ids = [1] * BLOCK + [number % 2] * (3 * BLOCK) + distinct(10 + number, 5)
+        cache.open(number + 1, ids, 0)
+        cache.fill(number + 1, ids, len(ids) - 1)
+        spans.append(Span(cache.table(number + 1), number, len(ids) - 1, 1))
+    together: dict[tuple[int, ...], int] = {}
+    for part in arrange(cache, spans).parts:
+        if isinstance(part.index, torch.Tensor):
+            who = tuple(part.index.tolist())
+            together[who] = together.get(who, 0) + part.run.stop - part.run.start
+    assert together == {(0, 2, 4): 4 * BLOCK, (1, 3, 5): 4 * BLOCK}
+
+
 def cut_out(tensors: Sequence[torch.Tensor], start: int, end: int) -> list[torch.Tensor]:
     return [tensor[:, start:end] for tensor in tensors]

@@ -308,6 +308,50 @@ def test_a_recursive_answer_closes_however_deep_it_goes(kit: Kit) -> None:
     json.loads(kit.closer.decode(output))
 
 
+@pytest.mark.parametrize("fields", [6, 15, 25])
+def test_items_that_are_dear_each_close_within_large_budgets(fields: int, kit: Kit) -> None:
+    """Strings end soon and items follow on items, so that the last one begins when little is left."""
+    item = record(**{f"line_field_{number}": {"type": "string"} for number in range(fields)})
+    schema = record(items={"type": "array", "items": item})
+    rng = random.Random(fields)
+    eager = [kit.ids(text)[0] for text in ('"', '",', "},{", "},", ",")]
+    for budget in range(300, 900, 40):
+        matcher = kit.grammars.matcher(schema)
+        path = kit.closer.path(matcher, MOST)
+        assert path is not None
+        guard, output = Guard(kit.closer, matcher, path), list[int]()
+        while not matcher.is_stopped():
+            left = budget - len(output)
+            assert left > 0 and not guard.lost
+            if forced := guard.force(matcher.compute_ff_tokens()[:left], left):
+                token, taken = -1, forced
+            else:
+                choices = kit.allowed(matcher)
+                token = rng.choice([each for each in eager if each in choices] or choices)
+                taken = [guard.admit(token, left)]
+            for each in taken:
+                assert matcher.consume_token(each)
+            output += [each for each in taken if each not in kit.closer.stops]
+        assert_whole(kit, schema, matcher, output, budget)
+
+
+def test_a_plan_of_ten_thousand_tokens_costs_a_choice_little(kit: Kit) -> None:
+    """Counted in the ids that are looked at, not timed."""
+    text = b'{"a":"' + b"qz xv jw kp " * 1200 + b'"}'
+    plan = kit.closer.cover(text)
+    assert plan.size > 5000
+    tails = kit.closer.tails(plan, 8)
+    assert [start for start, _ in tails] == sorted(start for start, _ in tails)
+    assert len(tails) == 8
+    assert all(kit.closer.decode(ids[:-1]) == text[start:] for start, ids in tails)
+
+
+def test_llguidance_prints_nothing_of_an_answer(kit: Kit, capfd: pytest.CaptureFixture[str]) -> None:
+    matcher = kit.grammars.matcher(record(a={"enum": ["x", "y"]}))
+    assert not matcher.consume_token(kit.ids(" secret")[0])
+    assert "".join(capfd.readouterr()) == ""
+
+
 def test_a_guard_with_room_changes_nothing(kit: Kit) -> None:
     schema = record(a={"type": "string"}, b={"type": "integer"})
     matcher = kit.grammars.matcher(schema)
@@ -317,7 +361,7 @@ def test_a_guard_with_room_changes_nothing(kit: Kit) -> None:
         assert matcher.consume_token(token)
     assert matcher.is_stopped()
     assert not guard.closing
-    assert guard.plan == []
+    assert not guard.lost
 
 
 def test_a_choice_that_costs_too_much_is_replaced_by_the_plan(kit: Kit) -> None:

@@ -743,6 +743,41 @@ def test_a_step_that_hangs_is_noticed_and_nobody_is_left_waiting(small: store.Lo
     assert not engine._thread.is_alive()
 
 
+def test_stopping_does_not_wait_for_a_step_that_hangs(small: store.Loaded) -> None:
+    go_on = threading.Event()
+    engine = make(small)
+    engine.hang_seconds = 0.3
+    engine.start()
+    with small.network.model.register_forward_pre_hook(lambda *_: bool(go_on.wait(30)) and None):
+        engine.submit(row := sequence(5, 5))
+        time.sleep(0.1)
+        engine.stop()
+        assert failure(row).code == "draining"
+        go_on.set()
+        engine._thread.join(10)
+
+
+def test_a_mask_that_cannot_be_computed_fails_its_row_only(
+    small: store.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even by what is no Exception: that is how a panic of llguidance's comes over."""
+    grammars = Grammars(small.tokenizer, small.network.config.vocab_size, stop_ids(small))
+    engine = make(small)
+    rows = [sequence(5, 40, seed, matcher=grammars.matcher({"enum": ["one", "two"]})) for seed in range(3)]
+    fill = engine._masks._fill
+
+    def panic(wanted: list[Any], masks: Any) -> None:
+        if any(each[0] is rows[1].matcher for each in wanted):
+            raise BaseException("secret words of an answer")
+        fill(wanted, masks)
+
+    monkeypatch.setattr(engine._masks, "_fill", panic)
+    run_all(engine, rows)
+    assert failure(rows[1]).code == "schema_unsupported"
+    for row in (rows[0], rows[2]):
+        assert json.loads(str(small.tokenizer.decode(result(row).tokens))) in ("one", "two")
+
+
 def test_a_started_engine_outlives_a_fault(small: store.Loaded) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError

@@ -216,6 +216,24 @@ def test_answers_longer_than_expected_preempt_the_last_and_lose_nothing() -> Non
     assert cache.used == 0
 
 
+def test_a_row_that_is_put_back_is_not_planned() -> None:
+    """One with much to compute comes late in the order, however early its turn, and may need another's room."""
+    planner, cache = scheduler(blocks=9, step_tokens=512, answer_share=0.01)
+    early, late = sequence(16, 200), sequence(100, 20)
+    queued(planner, early, late)
+    while not late.made:
+        step(planner, cache)
+    for _ in range(100):
+        early.take(0, NO_STOPS)
+    planned = planner.plan()
+    assert [piece.sequence for piece in planned] == [early]
+    assert planner.waiting == [late]
+    compute(planner, cache, planned)
+    late.deadline = early.deadline = 0.0
+    planner.plan()
+    assert cache.used == 0
+
+
 def test_a_draft_takes_room_from_nobody() -> None:
     planner, cache = scheduler(blocks=5, step_tokens=64)
     first, second = sequence(15, 30), sequence(15, 2)

@@ -1,6 +1,7 @@
 """models/engine/stream.py: tokens as they come, one final record, and nothing left behind by those who leave."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,41 @@ def test_who_leaves_frees_the_row(leave: str, engine: Engine) -> None:
 
     asyncio.run(go())
     assert (engine.running, engine.waiting, engine.cache.used) == (0, 0, 0)
+
+
+def test_who_leaves_while_it_is_submitted_frees_the_row(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = engine.submit
+
+    def slow(row: Sequence) -> None:
+        time.sleep(0.3)
+        submit(row)
+
+    monkeypatch.setattr(engine, "submit", slow)
+    row = sequence(6000)
+
+    async def enter() -> None:
+        async with Stream(engine, row):
+            pytest.fail("nobody comes in")
+
+    async def go() -> None:
+        task = asyncio.create_task(enter())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.5)
+
+    asyncio.run(go())
+    assert row.future.cancelled()
+    assert (engine.running, engine.cache.used) == (0, 0)
+
+
+def test_a_second_reader_is_told_that_it_is_over(engine: Engine) -> None:
+    async def read() -> list[int]:
+        async with Stream(engine, sequence(5)) as stream:
+            assert len([token async for token in stream]) == 5
+            return [token async for token in stream]
+
+    assert asyncio.run(read()) == []
 
 
 def test_a_failure_ends_the_tokens_and_is_raised_by_the_record(engine: Engine) -> None:

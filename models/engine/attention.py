@@ -65,11 +65,13 @@ def arrange(cache: Cache, spans: list[Span]) -> Rows:
     device = cache.pool.device
     slots = [slot for span in spans for slot in _slots(span)]
     pieces: list[tuple[Span, list[slice]]] = []
-    alike: dict[int, list[Span]] = {}
+    alike: dict[tuple[int, ...], list[Span]] = {}
     for span in spans:
         runs = _runs(span.table, 0, span.end)
         if span.count <= FEW and runs[-1].stop - runs[-1].start >= span.count:
-            alike.setdefault(span.table[0], []).append(span)
+            # Whoever has not got as far as COMMON blocks begins like nobody else: no other has its offset.
+            begins = tuple(span.table[:COMMON]) if span.start >= COMMON * BLOCK else (-span.offset,)
+            alike.setdefault(begins, []).append(span)
         else:
             pieces.append((span, runs))
     parts = [part for group in alike.values() for part in _parts(group, device)]
@@ -94,7 +96,7 @@ def _runs(table: list[int], start: int, end: int) -> list[slice]:
 
 
 def _parts(group: list[Span], device: torch.device) -> list[Part]:
-    """What rows read that have at least their first block in common: each its own, and together what they share."""
+    """What rows read that begin with the same blocks: each its own, and together what they share."""
     common = _common(group) if len(group) > 1 else 0
     parts = []
     for span in group:
@@ -115,8 +117,7 @@ def _common(group: list[Span]) -> int:
     """Leading blocks that all have, and that lie before what each computes now."""
     least, most = min(span.table for span in group), max(span.table for span in group)
     limit = min(span.start for span in group) // BLOCK
-    count = next((at for at in range(limit) if least[at] != most[at]), limit)
-    return count if count >= COMMON else 0
+    return next((at for at in range(limit) if least[at] != most[at]), limit)
 
 
 def flat_attention(

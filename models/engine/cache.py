@@ -75,14 +75,12 @@ class Cache:
         """Blocks that can be had, by evicting all that nobody uses."""
         return self.blocks - self._in_use
 
-    def find(self, ids: list[int]) -> tuple[int, int]:
-        """How many leading blocks of `ids` are known, never its last token's; how many of these nobody uses."""
+    def find(self, ids: list[int]) -> tuple[int, int, int]:
+        """How many leading blocks of `ids` are known, never its last token's; how many of these nobody uses; and the
+        sequence that is still computing the last of them, 0 where all are filled."""
         path = list(self._path(ids))
-        return len(path), sum(block.users == 0 for block in path)
-
-    def writer(self, ids: list[int]) -> int:
-        """The sequence that is computing the next block that `ids` begins with; 0: there is none to wait for."""
-        return next((block.writer for block in self._path(ids) if block.writer), 0)
+        writer = next((block.writer for block in path if block.writer), 0)
+        return len(path), sum(block.users == 0 for block in path), writer
 
     def _path(self, ids: list[int]) -> Iterator[Block]:
         parent: Block | None = None
@@ -95,7 +93,7 @@ class Cache:
     def open(self, number: int, ids: list[int], spare: int) -> int:
         """Give sequence `number` blocks for all of `ids`; how many tokens of it are there already.
 
-        The caller has asked `find`, `writer` and `available` first. `spare` blocks behind them are kept free if
+        The caller has asked `find` and `available` first. `spare` blocks behind them are kept free if
         possible, so that the answer may lie side by side with the prompt.
         """
         assert number not in self._tables

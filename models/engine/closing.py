@@ -9,7 +9,9 @@ from models.engine.pieces import Pieces, Plan
 from models.engine.place import START, Place
 from models.engine.search import TAILS, Search, Walk
 
-NEAR = 64  # tokens to spare below which every choice is looked at
+NEAR, MOST_NEAR = 64, 320  # tokens to spare below which every choice is looked at; more where the answer is long
+BEGINNINGS = b"{[,"
+FAR = 1000  # tokens; what begins while more are left is taken to end in time
 
 
 class Closer(Pieces):
@@ -30,9 +32,9 @@ class Closer(Pieces):
 class Guard:
     """Keeps one row able to close: from a plan that fits, a choice is only admitted where a plan still fits after it.
 
-    While more than `near` tokens are to spare, an unforeseen choice costs no search: the next look is
-    taken when a quarter of what is to spare beyond that is gone. Only an answer that meanwhile comes to need all the
-    rest for its end is `lost`; it is looked at again when half of its budget is gone.
+    While more than `near` tokens are to spare, a choice that begins nothing costs no search: the next look is taken
+    when a quarter of what is to spare beyond that is gone, or when something begins. An answer whose end meanwhile
+    comes to take all the rest is `lost`; it is looked at again when half of its budget is gone.
     """
 
     def __init__(self, closer: Closer, matcher: LLMatcher, path: list[int] | None) -> None:
@@ -41,7 +43,7 @@ class Guard:
         self._matcher = matcher
         self._place = START
         self._plan = None if path is None else closer.cover(closer.decode(path))
-        self._near = NEAR + len(path or ())
+        self._near = min(NEAR + len(path or ()), MOST_NEAR)
         self._due = 1 << 62
         self.closing = False
         self.lost = path is None
@@ -67,19 +69,32 @@ class Guard:
 
     def _follow(self, tokens: list[int], left: int) -> bool:
         """Move on by `tokens`; not where a plan fits now and none is found that fits after them."""
-        if self._plan is None and left <= self._due:
-            self._look(left)
         text = self._closer.decode(tokens)
+        begins = left <= FAR and (len(tokens) > 1 or self._begins(text))
+        if self._plan is None and (left <= self._due or begins):
+            self._look(left)
         if self._plan is not None:
-            spare, rest, plan = left - self._plan.size, left - len(tokens), self._kept(self._plan, tokens, text)
+            spare, rest = left - self._plan.size, left - len(tokens)
+            plan = self._plan.tail(len(text)) if self._plan.text.startswith(text) else None
+            if plan is None and (spare <= self._near or begins):
+                plan = self._kept(self._plan, tokens)
             if plan is None or plan.size > rest:
-                if spare > self._near:
+                if spare > self._near and not begins:
                     plan, self._due = None, left - (spare - self._near) // 4 - 1
                 elif (plan := self._found(tokens, text)) is None or plan.size > rest:
                     return False
             self._plan = plan
         self._place = self._place.after(text)
         return True
+
+    def _begins(self, text: bytes) -> bool:
+        """Whether something may begin in `text` that costs more than a token or two to end."""
+        place = self._place
+        for byte in text:
+            if byte in BEGINNINGS and not place.quoted:
+                return True
+            place = place.next(byte)
+        return False
 
     def _look(self, left: int) -> None:
         """Find a plan for the present state."""
@@ -88,12 +103,10 @@ class Guard:
         self._plan = None if self.lost else plan
         self._due = left // 2
 
-    def _kept(self, plan: Plan, tokens: list[int], text: bytes) -> Plan | None:
+    def _kept(self, plan: Plan, tokens: list[int]) -> Plan | None:
         """What of the plan still holds after `tokens`, without a search."""
-        if plan.text.startswith(text):
-            return plan.tail(len(text))
         matcher = self._matcher.deep_copy()
-        for start, ids in reversed(self._closer.tails(plan)[:TAILS]):
+        for start, ids in reversed(self._closer.tails(plan, TAILS)):
             if matcher.validate_tokens(tokens + ids) == len(tokens) + len(ids):
                 return plan.tail(start)
         return None

@@ -52,12 +52,7 @@ class Engine:
         self.device = first.device
         self.vocabulary: int = config.vocab_size
         self.cache = Cache(
-            config.num_hidden_layers,
-            config.num_key_value_heads,
-            head_dim,
-            first.dtype,
-            first.device,
-            kv_tokens,
+            config.num_hidden_layers, config.num_key_value_heads, head_dim, first.dtype, first.device, kv_tokens
         )
         self.admission = Admission(queue_tokens)
         self.scheduler = Scheduler(self.cache, self.admission, step_tokens)
@@ -76,7 +71,7 @@ class Engine:
         with self._wake:
             self._told_to_stop = self._stopping = True
             self._wake.notify()
-        self._thread.join()
+        self.wait()
 
     def wait(self) -> bool:
         """Until the thread ends or hangs in a step; whether it was told to end."""
@@ -111,22 +106,21 @@ class Engine:
         if not sequence.prompt or not 0 <= min(sequence.prompt) <= max(sequence.prompt) < self.vocabulary:
             raise ValueError("a prompt needs ids of the model's vocabulary")
         # What the grammar forces at the start is computed together with the prompt; one token is left to choose.
-        self._count("forced", sequence.force(sequence.sampling.max_new_tokens - 1, self._stops))
+        forced = sequence.force(sequence.sampling.max_new_tokens - 1, self._stops)
         with self._wake:
             if self._stopping:
                 raise Failure("draining", "the service is shutting down")
             self.scheduler.admit(sequence)
+            self._count("forced", forced)
             self._wake.notify()
 
     def _run(self) -> None:
         try:
             with torch.inference_mode():
-                while True:
+                while not self._stopping:
+                    self.step()
                     with self._wake:
                         self._wake.wait_for(lambda: self._stopping or self.waiting or self.running)
-                    if self._stopping:
-                        break
-                    self.step()
         except Exception as error:
             log.critical("the engine has stopped: %s", type(error).__name__)
         finally:
@@ -134,17 +128,20 @@ class Engine:
 
     def _abandon(self) -> None:
         """Whatever has ended the work, nobody is left waiting for it, and nobody new comes."""
-        with self._wake:
-            self._stopping = True
+        held = self._wake.acquire(timeout=5)  # a thread that hangs may have it
+        self._stopping = True
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
             sequence.fail(Failure("draining", "the service is shutting down"))
+        if held:
+            self._wake.release()
 
     def step(self) -> None:
         """Compute one flat batch of prompt pieces and decoding rows, and choose the next tokens of those due."""
-        with self._wake:
-            planned = self._draft(self.scheduler.plan())
         began = self._since = time.monotonic()
+        with self._wake:
+            planned = self.scheduler.plan()
         if planned:
+            planned = self._draft(planned)
             self._masks.begin([piece for piece in planned if piece.due])
             tokens = sum(len(piece.ids) for piece in planned)
             self._count("prompt", sum(piece.prompt_tokens for piece in planned))
@@ -161,7 +158,8 @@ class Engine:
         drafts = [piece.sequence.draft(self._stops) for piece in planned]
         drafting = sum(1 for draft in drafts if draft)
         length = self.utility.length(len(planned), drafting) if drafting else 0
-        return [self.scheduler.allow(piece, draft[:length]) for piece, draft in zip(planned, drafts, strict=True)]
+        with self._wake:
+            return [self.scheduler.allow(piece, draft[:length]) for piece, draft in zip(planned, drafts, strict=True)]
 
     def _compute(self, planned: list[Piece]) -> None:
         """One forward pass; where it fails, each half is tried once more, until only the guilty row is left to fail."""
@@ -202,7 +200,7 @@ class Engine:
             while due:
                 chosen = self._choose(row, logits[right], right)
                 if chosen is None:
-                    return
+                    break
                 due = piece.draft[right : right + len(chosen)] == chosen
                 right += len(chosen) if due else 0
         except Exception as error:
@@ -241,7 +239,8 @@ class Engine:
 
     def _count(self, kind: str, tokens: int) -> None:
         if tokens:
-            self.tokens[kind] += tokens
+            with self._wake:
+                self.tokens[kind] += tokens
             metrics.count(kind, tokens)
 
     def _fail(self, sequence: Sequence, failure: Failure) -> None:

@@ -74,7 +74,11 @@ class Grammars:
 
     def _compile(self, schema: str) -> Grammar:
         try:
-            matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(schema, overrides=LAYOUT))
+            matcher = LLMatcher(
+                self._tokenizer,
+                LLMatcher.grammar_from_json_schema(schema, overrides=LAYOUT),
+                log_level=0,  # it would print the answer where it says what is wrong with it
+            )
         except ValueError as error:
             raise Failure("schema_unsupported", _reason(str(error))) from None
         matcher.compute_bitmask()  # some faults show only when the first token is due
@@ -117,12 +121,22 @@ class Masks:
 
     def _compute(self, wanted: list[tuple[LLMatcher, int, list[int]]], count: int) -> NDArray[np.uint8]:
         masks = allocate_token_bitmask(count, self._vocabulary)
+        try:
+            self._fill(wanted, masks)
+        except BaseException:  # a panic over there is no Exception here
+            for each in wanted:
+                try:
+                    self._fill([each], masks)
+                except BaseException:
+                    masks[each[1] : each[1] + 1 + len(each[2])] = 0  # it may say nothing, which fails its row
+        return masks.view(np.uint8)
+
+    def _fill(self, wanted: list[tuple[LLMatcher, int, list[int]]], masks: NDArray[np.int32]) -> None:
         # Neither function takes an empty list, nor the second an empty draft.
         if plain := [(matcher, at) for matcher, at, draft in wanted if not draft]:
             fill_next_token_bitmask_par(self._executor, plain, masks)
         if drafting := [each for each in wanted if each[2]]:
             fill_next_token_bitmask_par_with_draft_tokens(self._executor, drafting, masks)
-        return masks.view(np.uint8)
 
     def apply(self, sequence: Sequence, ahead: int, logits: torch.Tensor) -> None:
         """Set what `sequence` must not say, behind `ahead` tokens of its draft, to -inf in logits [vocabulary]."""

@@ -79,9 +79,10 @@ class Pieces:
             start = end
         return ids
 
-    def tails(self, plan: Plan) -> list[tuple[int, list[int]]]:
-        """Where each token of the plan starts, and the ids from there; with the stop, which only a whole answer has."""
+    def tails(self, plan: Plan, most: int) -> list[tuple[int, list[int]]]:
+        """Where the first `most` tokens of the plan start, and the ids from there; with the stop, which only a whole
+        answer has."""
         starts, ids = [0], [*self.tokens(plan), self.stops[0]]
-        while starts[-1] < len(plan.text):
+        while starts[-1] < len(plan.text) and len(starts) < most:
             starts.append(starts[-1] + plan.steps[starts[-1]])
         return [(start, ids[count:]) for count, start in enumerate(starts)]

@@ -82,13 +82,15 @@ class Scheduler:
         self._drop()
         self._admit()
         budget = self._step_tokens
-        planned = []
+        planned: list[Piece] = []
         for row in sorted(self.running, key=lambda row: (row.due > DECODING, ORDER(row))):
             count = min(row.due, budget)
             if count and row in self.running and self._make_room(row, row.computed + count):
                 budget -= count
                 planned.append(Piece(row, count))
-        self._clock += self._step_tokens - budget
+        # A row whose grammar forces much has come late in this order, and may have put back one that is planned.
+        planned = [piece for piece in planned if piece.sequence in self.running]
+        self._clock += sum(piece.count for piece in planned)
         return planned
 
     def allow(self, piece: Piece, draft: list[int]) -> Piece:
@@ -97,14 +99,16 @@ class Scheduler:
         fits = bool(draft) and self._cache.extend(row.number, row.computed + piece.count + len(draft))
         return replace(piece, draft=draft) if fits else piece
 
-    def end(self, sequence: Sequence, *, complete: bool = False, failed: bool = False) -> None:
+    def end(
+        self, sequence: Sequence, *, complete: bool = False, failed: bool = False, now: float | None = None
+    ) -> None:
         """Take a row out for good and give its room back.
 
         The length of a `complete` answer tells about the next ones; what a `failed` one has computed is not used again.
         """
         self._release(sequence, sound=not failed)
         share = sequence.made / sequence.sampling.max_new_tokens if complete else None
-        self._admission.finish(sequence.cost, time.monotonic(), share)
+        self._admission.finish(sequence.cost, time.monotonic() if now is None else now, share)
 
     def _release(self, sequence: Sequence, *, sound: bool = True) -> None:
         self.running.remove(sequence)
@@ -117,19 +121,19 @@ class Scheduler:
         for sequence in self.waiting[:LOOKED_AT]:
             if len(self.running) >= max(self._step_tokens // 2, 1):
                 return
-            if writer := self._cache.writer(sequence.ids):
+            known, idle, writer = self._cache.find(sequence.ids)
+            if writer:
                 # Its beginning is being computed and need not be again; nor must it wait for a later turn.
-                row = next(row for row in self.running if row.number == writer)
-                row.turn = min(row.turn, sequence.turn)
-            elif self._fits(sequence):
+                for row in self.running:
+                    row.turn = min(row.turn, sequence.turn) if row.number == writer else row.turn
+            elif self._fits(sequence, known, idle):
                 self.waiting.remove(sequence)
                 self._enter(sequence)
             elif sequence.turn <= self._clock:
                 return  # its turn has come, so what gets free is for it
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _fits(self, sequence: Sequence, known: int, idle: int) -> bool:
         """Whether there is room for it and for what it and the others are expected to say."""
-        known, idle = self._cache.find(sequence.ids)
         room = self._cache.available() - idle + known
         if not self.running:
             return room >= blocks(len(sequence.ids))
@@ -172,7 +176,7 @@ class Scheduler:
             if not sequence.future.cancelled() and now < sequence.deadline:
                 continue
             if sequence in self.running:
-                self.end(sequence)
+                self.end(sequence, now=now)
             else:
                 self.waiting.remove(sequence)
                 (self._admission.finish if sequence.started else self._admission.leave)(sequence.cost, now)

@@ -82,7 +82,7 @@ class Search:
     def __init__(self, pieces: Pieces, hint: Plan | None) -> None:
         self._pieces = pieces
         self._hint = hint
-        self._tails = [] if hint is None else pieces.tails(hint)[:TAILS]
+        self._tails = [] if hint is None else pieces.tails(hint, TAILS)
         self._fuel = FUEL
         self._until = thread_time() + SECONDS
 

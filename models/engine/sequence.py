@@ -47,7 +47,8 @@ class Completion:
 class Sequence:
     """State of one row. The caller sets the first block and reads `future`; the engine's thread owns the rest.
 
-    `deadline` is on the monotonic clock. `on_token` is called in the engine's thread and must not block.
+    `deadline` is on the monotonic clock. `on_token` is called in the engine's thread, for tokens forced at
+    the start in the submitter's, and must not block.
     Cancel by `future.cancel()`: the row is gone before the next step.
     """
 

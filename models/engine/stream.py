@@ -30,7 +30,11 @@ class Stream:
         self._sequence.on_token = put
         self._sequence.future.add_done_callback(lambda _: put(None))
         # Submitting takes a lock and may follow forced tokens, so it is kept off the event loop.
-        await asyncio.to_thread(self._engine.submit, self._sequence)
+        try:
+            await asyncio.to_thread(self._engine.submit, self._sequence)
+        except BaseException:
+            self.cancel()  # it may be submitted yet
+            raise
         return self
 
     async def __aexit__(
@@ -41,6 +45,7 @@ class Stream:
     async def __aiter__(self) -> AsyncIterator[int]:
         while (token := await self._tokens.get()) is not None:
             yield token
+        self._tokens.put_nowait(None)  # whoever asks again is told as well
 
     async def completion(self) -> Completion:
         """The final record; raises the Failure that ended it otherwise."""

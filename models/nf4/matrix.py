@@ -66,9 +66,9 @@ def dequantise(weight: Packed, dtype: torch.dtype) -> torch.Tensor:
 
 
 def multiply(x: torch.Tensor, weight: Packed, products: torch.dtype | None = None) -> torch.Tensor:
-    """x [..., K] @ W.T → [..., N] in x's dtype, W never whole in memory where bitsandbytes has a fused kernel.
+    """x [..., K] @ W.T → [..., N], W never whole in memory where bitsandbytes has a fused kernel.
 
-    On a CPU factors and result are of dtype `products`, where that is given; sums are fp32 in any case.
+    In x's dtype; on a CPU factors and result are of dtype `products`, where that is given, and sums are fp32.
     """
     rows, half = weight.packed.shape
     if x.numel() == 0:
