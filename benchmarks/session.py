@@ -48,7 +48,7 @@ class Plan:
 
 def seat_ours(stack: ExitStack, cache: Path, threads: int, url: str) -> Seat:
     """Our service, started unless a URL is given; Unusable is not caught: without ours nothing can be compared."""
-    about = "POST /prompt with a schema, NF4 weights, float32 elsewhere"
+    about = "POST /prompt with a schema, NF4 weights, products in bf16 where the CPU has it, float32 elsewhere"
     contestant = Contestant(OURS, about, versions=host.versions(ROOT / ".venv", OUR_LIBRARIES))
     if url:
         contestant = replace(contestant, about=f"{about}, at {url}")
