@@ -12,6 +12,11 @@ BLOCK = 16  # tokens
 PINNED = 1 / 4  # of the pool, at most, for beginnings that a second sequence has used
 
 
+def blocks(tokens: int) -> int:
+    """How many blocks `tokens` tokens take."""
+    return -(-tokens // BLOCK)
+
+
 class Block:
     """Room for BLOCK tokens; in the tree under `key`, its parent and its tokens, once it is known what comes there.
 
@@ -101,7 +106,7 @@ class Cache:
         for block in table:
             self._use(block)
         known = len(table)
-        self._append(number, -(-len(ids) // BLOCK) - known, spare)
+        self._append(number, blocks(len(ids)) - known, spare)
         for at in range(known, len(ids) // BLOCK):
             self._name(table, at, ids)
         self._full[number] = known
@@ -109,7 +114,7 @@ class Cache:
 
     def extend(self, number: int, tokens: int) -> bool:
         """Make room for the first `tokens` tokens of a sequence; False where there is none."""
-        missing = -(-tokens // BLOCK) - len(self._tables[number])
+        missing = blocks(tokens) - len(self._tables[number])
         if missing > self.available():
             return False
         if missing > 0:

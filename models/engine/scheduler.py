@@ -12,7 +12,7 @@ from operator import attrgetter
 
 from models.engine import metrics
 from models.engine.admission import Admission
-from models.engine.cache import BLOCK, Cache
+from models.engine.cache import BLOCK, Cache, blocks
 from models.engine.sequence import Sequence
 from models.failure import Failure
 
@@ -59,10 +59,6 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.preempted = 0
 
-    def expected(self, sequence: Sequence) -> int:
-        """Tokens that its answer will have, going by those that are finished."""
-        return max(round(self._admission.answer_share * sequence.sampling.max_new_tokens), sequence.made, 1)
-
     def admit(self, sequence: Sequence) -> None:
         """Queue a new sequence; raises Failure where it would wait too long."""
         now = time.monotonic()
@@ -70,8 +66,7 @@ class Scheduler:
         sequence.cost = self._admission.estimate(unknown, sequence.sampling.max_new_tokens)
         content = (tuple(sequence.prompt), sequence.sampling)
         self._admission.admit(sequence.cost, content, sequence.deadline - now, now)
-        cost = len(sequence.prompt) + self.expected(sequence)
-        sequence.turn = self._clock + STRETCH * cost + (BULK if sequence.lane == "bulk" else 0)
+        sequence.turn = self._clock + STRETCH * self._final(sequence) + (BULK if sequence.lane == "bulk" else 0)
         self._wait(sequence)
 
     def plan(self) -> list[Piece]:
@@ -141,8 +136,9 @@ class Scheduler:
         return room >= blocks(self._final(sequence)) + growth
 
     def _final(self, sequence: Sequence) -> int:
-        """Tokens that it is expected to need in the end."""
-        return min(len(sequence.prompt) + self.expected(sequence), sequence.capacity)
+        """Tokens that it will have in the end, going by the answers that are finished."""
+        answer = max(round(self._admission.answer_share * sequence.sampling.max_new_tokens), sequence.made, 1)
+        return len(sequence.prompt) + answer
 
     def _enter(self, sequence: Sequence) -> None:
         spare = blocks(self._final(sequence)) - blocks(len(sequence.ids))
@@ -181,8 +177,3 @@ class Scheduler:
                 self.waiting.remove(sequence)
                 (self._admission.finish if sequence.started else self._admission.leave)(sequence.cost, now)
             sequence.fail(Failure("deadline_exceeded", f"not finished in time; {sequence.made} tokens were made"))
-
-
-def blocks(tokens: int) -> int:
-    """How many blocks `tokens` tokens take."""
-    return -(-tokens // BLOCK)
