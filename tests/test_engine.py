@@ -555,7 +555,7 @@ def test_the_books_are_even_when_all_have_left(leave: str, small: store.Loaded) 
         for row in rows:
             row.deadline = 0
     if leave == "fault":
-        engine._network = None  # type: ignore[assignment]
+        engine._logits = None  # type: ignore[assignment]
     step(engine, 100)
     assert all(row.future.done() for row in rows)
     assert (engine.admission.queued, engine.admission.running, engine.cache.used) == (0, 0, 0)
@@ -604,7 +604,7 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(
             logits[1, 77] = poison
         return logits
 
-    monkeypatch.setattr("models.engine.engine.dense", spoil)
+    monkeypatch.setattr("models.engine.reference.dense", spoil)
     run_all(engine, rows)
     assert failure(rows[1]).code == "model_error"
     assert len(rows[1].output) == 3

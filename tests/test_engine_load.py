@@ -271,7 +271,7 @@ def test_every_budget_gives_a_whole_answer_or_a_typed_refusal(
     prompts = Prompts(catalog.SMOLLM2, smollm2.tokenizer, engine, stops)
     said = torch.randn(97, vocabulary)
     rng = random.Random(0)
-    monkeypatch.setattr("models.engine.engine.dense", lambda hidden, _: said[rng.choices(range(97), k=len(hidden))])
+    monkeypatch.setattr("models.engine.reference.dense", lambda hidden, _: said[rng.choices(range(97), k=len(hidden))])
     kinds: Counter[str] = Counter()
     with torch.inference_mode():
         for seed in seeds:
@@ -325,7 +325,7 @@ def overhead(rows: int, steps: int) -> list[float]:
     for number in range(rows):
         engine.submit(Sequence([number % 256] * 1500, Sampling(steps + 10)))
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr("models.engine.engine.dense", lambda hidden, _: logits[: hidden.shape[0]])
+        patch.setattr("models.engine.reference.dense", lambda hidden, _: logits[: hidden.shape[0]])
         while engine.waiting or not all(row.made for row in engine.scheduler.running):
             engine.step()
         for _ in range(steps):

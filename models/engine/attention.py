@@ -63,7 +63,7 @@ class Rows:
 def arrange(cache: Cache, spans: list[Span]) -> Rows:
     """Find out, once for all layers, which rows read what."""
     device = cache.pool.device
-    slots = [slot for span in spans for slot in _slots(span)]
+    written = [slot for span in spans for slot in slots(span.table, span.start, span.end)]
     pieces: list[tuple[Span, list[slice]]] = []
     alike: dict[tuple[int, ...], list[Span]] = {}
     for span in spans:
@@ -75,11 +75,12 @@ def arrange(cache: Cache, spans: list[Span]) -> Rows:
         else:
             pieces.append((span, runs))
     parts = [part for group in alike.values() for part in _parts(group, device)]
-    return Rows(cache, torch.tensor(slots, device=device), pieces, parts)
+    return Rows(cache, torch.tensor(written, device=device), pieces, parts)
 
 
-def _slots(span: Span) -> list[int]:
-    return [span.table[at // BLOCK] * BLOCK + at % BLOCK for at in range(span.start, span.end)]
+def slots(table: list[int], start: int, end: int) -> list[int]:
+    """Where tokens `start` to `end` of a sequence with blocks `table` lie in the pool."""
+    return [table[at // BLOCK] * BLOCK + at % BLOCK for at in range(start, end)]
 
 
 def _runs(table: list[int], start: int, end: int) -> list[slice]:
@@ -143,7 +144,7 @@ def flat_attention(
         for start in range(0, span.count, size):
             here = slice(span.offset + start, span.offset + min(start + size, span.count))
             end = span.start + here.stop - span.offset
-            output[:, here] = _attend(query[0, :, here], seen[:, :end], told[:, :end], scaling)
+            output[:, here] = attend(query[0, :, here], seen[:, :end], told[:, :end], scaling)
     sums = output.new_empty(output.shape[:2], dtype=torch.float32)
     for part in rows.parts:
         asked = query[0, :, part.index]
@@ -162,7 +163,7 @@ def _gather(stored: torch.Tensor, runs: list[slice]) -> torch.Tensor:
     return found.transpose(0, 1)
 
 
-def _attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
     """query [heads, n, dim], the last n of keys [kv_heads, m, dim] → [heads, n, dim]."""
     heads, count, _ = query.shape
     seen = keys.shape[1]

@@ -1,21 +1,19 @@
-"""A step as tensors: the tokens of all its rows end to end, without padding. Knows nothing of how they were chosen."""
+"""A step laid flat: the tokens of all its rows end to end, without padding. Knows nothing of how they were chosen."""
 
 from dataclasses import dataclass
 
-import torch
-
-from models.engine.attention import Rows, Span, arrange
+from models.engine.attention import Span
 from models.engine.cache import Cache
 from models.engine.scheduler import Piece
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` and `positions` [1, T]; `wanted`: the places behind which a token is to be chosen, in the rows' order."""
+    """`ids` and `positions` of T tokens; `wanted`: the places behind which a token is to be chosen, in rows' order."""
 
-    ids: torch.Tensor
-    positions: torch.Tensor
-    rows: Rows
+    ids: list[int]
+    positions: list[int]
+    spans: list[Span]
     wanted: list[int]
 
 
@@ -32,10 +30,4 @@ def flatten(planned: list[Piece], cache: Cache) -> Batch:
         positions += range(start, start + len(tokens))
         if piece.due:
             wanted += range(len(ids) - 1 - len(piece.draft), len(ids))
-    device = cache.pool.device
-    return Batch(
-        torch.tensor([ids], device=device),
-        torch.tensor([positions], device=device),
-        arrange(cache, spans),
-        wanted,
-    )
+    return Batch(ids, positions, spans, wanted)

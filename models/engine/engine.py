@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
@@ -15,13 +16,13 @@ from models.engine import metrics
 from models.engine.admission import Admission
 from models.engine.batch import flatten
 from models.engine.cache import Cache
+from models.engine.forward import Forward, pick
 from models.engine.grammar import Masks
 from models.engine.sampler import choose
 from models.engine.scheduler import Piece, Scheduler
 from models.engine.sequence import Sequence
 from models.engine.speculation import Utility
 from models.failure import Failure
-from models.nf4.matrix import dense
 
 log = logging.getLogger("zopilot.engine")
 HANG_SECONDS = {"cuda": 60.0, "cpu": 600.0}  # longer than any step can honestly take
@@ -39,12 +40,11 @@ class Engine:
         step_tokens: int,
         queue_tokens: int,
         speculate: bool = True,
+        forward: Callable[[PreTrainedModel, Cache], Forward] = pick,
     ) -> None:
         config = network.config
-        config._attn_implementation = "flat"
         first = next(network.parameters())
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._network = network
         self._stops = frozenset(stops)
         self._speculate = speculate
         self.utility = Utility()
@@ -54,6 +54,7 @@ class Engine:
         self.cache = Cache(
             config.num_hidden_layers, config.num_key_value_heads, head_dim, first.dtype, first.device, kv_tokens
         )
+        self._logits = forward(network, self.cache)
         self.admission = Admission(queue_tokens)
         self.scheduler = Scheduler(self.cache, self.admission, step_tokens)
         self._masks = Masks(self.vocabulary)
@@ -185,11 +186,7 @@ class Engine:
 
     def _forward(self, planned: list[Piece]) -> torch.Tensor:
         """fp32 logits [n, vocabulary] on the CPU, for each row due: of its next token and behind each drafted one."""
-        batch = flatten(planned, self.cache)
-        hidden = self._network.model(
-            input_ids=batch.ids, position_ids=batch.positions, use_cache=False, rows=batch.rows
-        ).last_hidden_state
-        return dense(hidden[0, batch.wanted], self._network.lm_head.weight).float().cpu()
+        return self._logits(flatten(planned, self.cache)).float().cpu()
 
     def _advance(self, piece: Piece, logits: torch.Tensor) -> None:
         """Choose a row's next tokens, as many as its draft has right and one more; a fault is this row's alone."""

@@ -1,0 +1,24 @@
+"""What computes a step's logits: our kernels on a card, for what they are written for; else transformers' layers."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+from models.engine.batch import Batch
+from models.engine.cache import Cache
+from models.engine.reference import Reference
+
+Forward = Callable[[Batch], torch.Tensor]
+
+
+def pick(network: PreTrainedModel, cache: Cache) -> Forward:
+    """One for `network`, which writes keys and values to `cache`: a batch in, logits [n, vocabulary] out."""
+    if cache.pool.is_cuda and cache.pool.dtype == torch.bfloat16:
+        # Triton comes with torch's builds for cards alone.
+        from models.engine.decoder import computes
+        from models.engine.graphs import Graphs
+
+        if computes(network):
+            return Graphs(network, cache, torch.cuda.get_device_capability(cache.pool.device))
+    return Reference(network, cache)

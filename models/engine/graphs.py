@@ -1,0 +1,114 @@
+"""Steps by our own kernels: small ones replay a captured CUDA graph, others are launched one kernel after the other.
+
+On a CPU, in Triton's interpreter, nothing is captured; all else is the same.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from models.engine.attention import slots
+from models.engine.batch import Batch
+from models.engine.cache import Cache, blocks
+from models.engine.decoder import Decoder, Step
+from models.engine.varlen import Pieces
+from models.nf4 import paths
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+FEW = 16  # tokens of a row that are read each for itself, as decoding rows and drafts are
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph, and where its logits [size, vocabulary] come to lie."""
+
+    graph: torch.cuda.CUDAGraph
+    logits: torch.Tensor
+
+    def replay(self) -> torch.Tensor:
+        self.graph.replay()
+        return self.logits
+
+
+class Graphs:
+    """Computes batches over one cache, as Reference does. Captures all buckets at once, which takes seconds."""
+
+    def __init__(self, network: PreTrainedModel, cache: Cache, capability: tuple[int, int]) -> None:
+        self._decoder = Decoder(network, cache)
+        self._capability = capability
+        self._device = cache.pool.device
+        self._width = blocks(min(cache.budget, network.config.max_position_embeddings))
+        self._pinned = self._device.type == "cuda"
+        self._lines = 4 + self._width
+        # One for all buckets: a copy has always ended when the next step begins, as the logits have been waited for.
+        self._sent = torch.zeros(BUCKETS[-1] * self._lines, dtype=torch.int32, pin_memory=self._pinned)
+        self._read = torch.zeros_like(self._sent, device=self._device)
+        self._pool = torch.cuda.graph_pool_handle() if self._pinned else None
+        # The largest first, so that the smaller ones find room in what it has taken.
+        self._captured = {size: self._capture(size) for size in reversed(BUCKETS) if self._pinned}
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Logits [n, vocabulary] behind the places that are wanted."""
+        tokens = len(batch.ids)
+        if tokens > BUCKETS[-1] or any(span.count > FEW for span in batch.spans):
+            return self._launch(batch)
+        size = next(size for size in BUCKETS if tokens <= size)
+        self._fill(batch, size)
+        logits = self._captured[size].replay() if self._captured else self._compute(self._step(size))
+        return logits[batch.wanted] if len(batch.wanted) < tokens else logits[:tokens]
+
+    def _compute(self, step: Step) -> torch.Tensor:
+        hidden = self._decoder(step, paths.choose(self._capability, len(step.ids)))
+        return self._decoder.logits(hidden)
+
+    def _step(self, size: int) -> Step:
+        """Views of what is read."""
+        ids, positions, written, live = self._read[: 4 * size].view(4, size)
+        return Step(ids, positions, written, self._read[4 * size : size * self._lines].view(size, -1), live[:1])
+
+    def _capture(self, size: int) -> Captured:
+        step = self._step(size)
+        self._compute(step)  # compiles, and takes what libraries take once
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = self._compute(step)
+        return Captured(graph, logits)
+
+    def _fill(self, batch: Batch, size: int) -> None:
+        """Send a batch to where the bucket of `size` reads it."""
+        tokens = len(batch.ids)
+        sent = self._sent[: size * self._lines].numpy()
+        heads, tables = sent[: 4 * size].reshape(4, size), sent[4 * size :].reshape(size, -1)
+        heads[:, tokens:] = 0
+        heads[0, :tokens] = batch.ids
+        heads[1, :tokens] = batch.positions
+        heads[2, :tokens] = [slot for span in batch.spans for slot in slots(span.table, span.start, span.end)]
+        heads[3, 0] = tokens
+        for span in batch.spans:
+            tables[span.here, : len(span.table)] = span.table
+        self._read[: len(sent)].copy_(self._sent[: len(sent)], non_blocking=True)
+
+    def _launch(self, batch: Batch) -> torch.Tensor:
+        """A step that reads prompts: its tokens, and so its path, are known to the host alone."""
+        long = [span for span in batch.spans if span.count > FEW]
+        short = [span for span in batch.spans if span.count <= FEW]
+        rows = [row for span in short for row in range(span.offset, span.here.stop)]
+        width = max((len(span.table) for span in short), default=1)
+        tables = [span.table + [0] * (width - len(span.table)) for span in short for _ in range(span.count)]
+        written = [slot for span in batch.spans for slot in slots(span.table, span.start, span.end)]
+        step = Step(
+            self._tensor(batch.ids),
+            self._tensor(batch.positions),
+            self._tensor(written),
+            self._tensor(tables).view(-1, width),
+            self._tensor([len(batch.ids)]),
+            Pieces.lay(long, self._device) if long else None,
+            self._tensor(rows).long() if long and rows else None,
+        )
+        hidden = self._decoder(step, paths.choose(self._capability, len(batch.ids)))
+        return self._decoder.logits(hidden[batch.wanted])
+
+    def _tensor(self, numbers: list[int] | list[list[int]]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self._device)

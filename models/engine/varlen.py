@@ -1,0 +1,55 @@
+"""Attention of long pieces of prompts by the best kernel that torch brings: its own flash attention, else SDPA."""
+
+from dataclasses import dataclass
+from inspect import signature
+from itertools import accumulate
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+
+from models.engine.attention import Span, attend, slots
+
+# Earlier releases of torch had no way to say "causal, aligned at the end" or to share keys between heads.
+FLASH = {"window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """`rows` [n] of the flat batch read the pool's slots `reads` [m], piece by piece: `counts` says how many each."""
+
+    rows: torch.Tensor
+    reads: torch.Tensor
+    counts: list[tuple[int, int]]
+    starts: tuple[torch.Tensor, torch.Tensor]
+
+    @classmethod
+    def lay(cls, spans: list[Span], device: torch.device) -> "Pieces":
+        rows = [row for span in spans for row in range(span.offset, span.here.stop)]
+        reads = [slot for span in spans for slot in slots(span.table, 0, span.end)]
+        counts = [(span.count, span.end) for span in spans]
+        first, second = (
+            torch.tensor([0, *accumulate(count[at] for count in counts)], dtype=torch.int32, device=device)
+            for at in (0, 1)
+        )
+        return cls(torch.tensor(rows, device=device), torch.tensor(reads, device=device), counts, (first, second))
+
+    def attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+        """queries [T, heads, dim] of all rows, keys and values of the pool [slots, kv_heads, dim] → [n, heads, dim]."""
+        asked, seen, told = queries[self.rows], keys[self.reads], values[self.reads]
+        if FLASH and asked.is_cuda and asked.dtype != torch.float32:
+            most = max(count for count, _ in self.counts), max(end for _, end in self.counts)
+            found = varlen_attn(
+                asked, seen, told, *self.starts, *most, scale=scaling, window_size=(-1, 0), enable_gqa=True
+            )
+            assert isinstance(found, torch.Tensor)
+            return found
+        made: list[torch.Tensor] = []
+        row = read = 0
+        for count, end in self.counts:
+            query, key, value = (
+                each.transpose(0, 1)
+                for each in (asked[row : row + count], seen[read : read + end], told[read : read + end])
+            )
+            made.append(attend(query, key, value, scaling).transpose(0, 1))
+            row, read = row + count, read + end
+        return torch.cat(made)
