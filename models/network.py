@@ -3,17 +3,18 @@
 Knows nothing of downloads, of the store's layout or of generation.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from models import loading
 from models.failure import Failure
+from models.header import Entry
 from models.nf4 import experts
 from models.nf4.layout import Spec
 from models.nf4.linear import NF4Linear, NF4Weight
@@ -85,27 +86,23 @@ def specs(network: nn.Module) -> dict[str, Spec]:
     }
 
 
-def fill(network: PreTrainedModel, shards: Iterable[Path], device: torch.device) -> None:
-    """Give every parameter its tensor, one at a time; raise Failure if one is missing, left over or misshapen."""
+def fill(network: PreTrainedModel, shards: Iterable[Path], device: torch.device) -> loading.Report:
+    """Give every parameter its tensor; raise Failure if one is missing, left over or misshapen."""
     expected = {name: (weight.shape, weight.dtype) for name, weight in network.named_parameters()}
-    for name, tensor in _tensors(shards):
-        if name not in expected or (tensor.shape, tensor.dtype) != expected.pop(name):
-            raise Failure("model_broken", f"the stored tensor {name} does not fit the model")
+
+    def admit(entry: Entry) -> None:
+        if expected.pop(entry.name, None) != (entry.shape, entry.dtype):
+            raise Failure("model_broken", f"the stored tensor {entry.name} does not fit the model")
+
+    tensors, report = loading.load(shards, device, admit)
+    for name, tensor in tensors.items():
         parent, _, attribute = name.rpartition(".")
-        # A copy: the file is mapped, and what is served must not change or vanish with it.
-        owned = nn.Parameter(tensor.to(device, copy=True), requires_grad=False)
-        setattr(network.get_submodule(parent), attribute, owned)
+        setattr(network.get_submodule(parent), attribute, nn.Parameter(tensor, requires_grad=False))
     network.tie_weights()
     if missing := [name for name, weight in network.named_parameters() if weight.is_meta]:
         raise Failure("model_broken", f"the store has no tensor {missing[0]}")
     fill_constants(network, device)
-
-
-def _tensors(shards: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    for path in shards:
-        with safe_open(path, "pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                yield name, shard.get_tensor(name)
+    return report
 
 
 def fill_constants(network: nn.Module, device: torch.device) -> None:

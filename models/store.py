@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version as library_version
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from models import machine, manifest, network, plan, shards, source
+from models import loading, machine, manifest, network, plan, shards, source
 from models.catalog import Model
 from models.failure import Failure
 from models.manifest import Manifest
@@ -32,23 +32,46 @@ ABANDONED_AFTER = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to compute."""
+    """A model ready to compute, and how reading its weights went."""
 
     manifest: Manifest
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
+    report: loading.Report
 
 
 def load(item: Path, device: torch.device) -> Loaded:
-    """Verify, build on meta, fill, and prove parameter by parameter that what lies in memory is what was planned."""
-    described = manifest.verify(item)
+    """Build on meta, fill, and prove parameter by parameter that what lies in memory is what was imported and planned.
+
+    Every file is compared with its digest in the manifest, the weights as they are read. Failure model_broken names
+    the first file that differs.
+    """
+    described = manifest.read(item)
+    try:
+        return _load(described, item, device)
+    except (Failure, OSError):
+        manifest.verify(item)  # names the file whose damage shows itself in that error, if one is damaged
+        raise
+
+
+def _load(described: Manifest, item: Path, device: torch.device) -> Loaded:
+    weights = sorted(name for name in described.files if name.endswith(".safetensors"))
+    others = described.files.keys() - set(weights)
+    _require_digests(described, {name: manifest.describe(item / name)["sha256"] for name in others})
     planned = plan.of_item(described.name, item, described.dtype)
     if planned.ledger != described.ledger:
         raise Failure("model_broken", f"{described.tag}: the ledger of its manifest is not that of its config")
     built = network.build(AutoConfig.from_pretrained(item), getattr(torch, described.dtype))
-    network.fill(built, sorted(item.glob("*.safetensors")), device)
+    report = network.fill(built, [item / name for name in weights], device)
+    _require_digests(described, report.digests)
     network.prove(built, planned.specs, device)
-    return Loaded(described, built, source.open_tokenizer(item))
+    return Loaded(described, built, source.open_tokenizer(item), report)
+
+
+def _require_digests(described: Manifest, found: Mapping[str, str]) -> None:
+    for name, digest in sorted(found.items()):
+        if digest != described.files[name]["sha256"]:
+            raise Failure("model_broken", f"{described.tag}: {name}, as it was read, is not what was imported")
 
 
 def import_model(

@@ -72,7 +72,8 @@ def test_the_sources_are_the_tensors_of_the_float_model() -> None:
 
 def test_fill_leaves_nothing_on_meta(item: Path) -> None:
     model = built(item)
-    network.fill(model, sorted(item.glob("*.safetensors")), CPU)
+    report = network.fill(model, sorted(item.glob("*.safetensors")), CPU)
+    assert report.bytes == network.resident_bytes(model)
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
     stored = tensors_of(item)
     assert {name for name, _ in model.named_parameters()} == set(stored)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from bentoml._internal.models import ModelStore
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models import catalog, manifest, network, store
+from models import catalog, loading, manifest, network, store
 from models.failure import Failure
 from models.nf4 import layout
 from models.nf4.matrix import quantise
@@ -164,6 +165,62 @@ def refuse_to_load(item: Path) -> str:
 def test_a_broken_item_is_not_loaded(models: Path) -> None:
     damage(item_of(models) / "outside-layers.safetensors")
     assert "outside-layers.safetensors is not what was imported" in refuse_to_load(item_of(models))
+
+
+@pytest.mark.parametrize("how", ["flipped", "first byte", "truncated", "grown", "gone"])
+def test_any_damage_is_told_as_verify_tells_it(models: Path, how: str) -> None:
+    """Also where a header, or the config, can no longer be understood."""
+    item = item_of(models)
+    for name in manifest.read(item).files:
+        whole = (item / name).read_bytes()
+        if how == "flipped":
+            damage(item / name)
+        elif how == "gone":
+            (item / name).unlink()
+        else:
+            changed = {"first byte": b"\xff" + whole[1:], "truncated": whole[:-1], "grown": whole + b" "}
+            (item / name).write_bytes(changed[how])
+        with pytest.raises(Failure) as verified:
+            manifest.verify(item)
+        assert refuse_to_load(item) == verified.value.message
+        assert f"{name} is not what was imported" in verified.value.message
+        (item / name).write_bytes(whole)
+    store.load(item, CPU)
+
+
+def test_weights_are_read_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described: list[str] = []
+    whole = manifest.describe
+
+    def describe(path: Path) -> dict[str, Any]:
+        described.append(path.name)
+        return whole(path)
+
+    monkeypatch.setattr(manifest, "describe", describe)
+    loaded = store.load(item_of(models), CPU)
+    assert sorted(described) == sorted(name for name in loaded.manifest.files if not name.endswith(".safetensors"))
+    assert loaded.report.digests.items() <= {
+        (name, about["sha256"]) for name, about in loaded.manifest.files.items() if name.endswith(".safetensors")
+    }
+    assert loaded.report.bytes == loaded.manifest.resident_bytes
+
+
+def test_what_was_read_counts_where_the_file_looks_whole_again(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file replaced between two looks, or a bit that fell over on the way."""
+    fill = network.fill
+
+    def differently(*given: Any) -> loading.Report:
+        report = fill(*given)
+        return replace(report, digests={**report.digests, "layer-001.safetensors": "0" * 64})
+
+    monkeypatch.setattr(network, "fill", differently)
+    assert "layer-001.safetensors, as it was read, is not what was imported" in refuse_to_load(item_of(models))
+
+
+def test_weights_that_the_manifest_does_not_name_are_not_loaded(models: Path) -> None:
+    item = item_of(models)
+    save_file({"model.norm.weight": torch.zeros(64)}, item / "more.safetensors")
+    assert "more.safetensors" not in store.load(item, CPU).report.digests
 
 
 def test_a_manifest_that_lies_about_the_bytes_is_not_believed(models: Path) -> None:
