@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from models import store
-from models.engine.grammar import Grammars, forbid
+from models.engine.grammar import Grammars
+from models.engine.sampler import forbid
 from models.failure import Failure
 from models.runtime import stop_ids
 from tests.conftest import EXAMPLES
@@ -75,9 +76,9 @@ def bits(matcher: LLMatcher) -> NDArray[np.uint8]:
 
 
 def allowed(matcher: LLMatcher, vocabulary: int) -> list[int]:
-    logits = torch.zeros(vocabulary)
-    forbid(logits, bits(matcher))
-    return logits.isfinite().nonzero().flatten().tolist()
+    logits = torch.zeros(1, vocabulary)
+    forbid(logits, bits(matcher)[None])
+    return logits[0].isfinite().nonzero().flatten().tolist()
 
 
 def walk(matcher: LLMatcher, tokenizer: PreTrainedTokenizerFast, stop: int, rng: random.Random) -> str:
@@ -158,9 +159,9 @@ def test_the_mask_agrees_with_llguidance_bit_for_bit(vocabulary: int, smollm2: s
 
 
 def test_the_mask_leaves_what_it_allows_as_it_is(grammars: Grammars) -> None:
-    logits = torch.randn(49_152)
+    logits = torch.randn(1, 49_152)
     before = logits.clone()
-    forbid(logits, bits(grammars.matcher({"type": "object"})))
+    forbid(logits, bits(grammars.matcher({"type": "object"}))[None])
     kept = logits.isfinite()
     assert torch.equal(logits[kept], before[kept])
     assert bool((logits[~kept] == -torch.inf).all())

@@ -3,22 +3,24 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.engine.sampler import choose
+from models.engine.sampler import Choices, draw, forbid
 from models.engine.sequence import Sampling
+from models.failure import Failure
 
 DRAWS = 4000
 
 
-def draw(probabilities: list[float], sampling: Sampling, draws: int = DRAWS) -> Counter[int]:
+def drawn(probabilities: list[float], sampling: Sampling, draws: int = DRAWS) -> Counter[int]:
     """How often each id is chosen, from logits whose softmax is `probabilities`."""
     logits = torch.tensor(probabilities).log()
     generator = torch.Generator().manual_seed(1)
-    return Counter(choose(logits, sampling, generator) for _ in range(draws))
+    return Counter(draw(logits, sampling, generator) for _ in range(draws))
 
 
 def chi_square(counts: Counter[int], expected: list[float]) -> float:
@@ -26,17 +28,47 @@ def chi_square(counts: Counter[int], expected: list[float]) -> float:
     return sum((counts[i] - draws * p) ** 2 / (draws * p) for i, p in enumerate(expected) if p)
 
 
-def test_greedy_takes_the_best() -> None:
-    assert choose(torch.tensor([0.1, 3.0, -torch.inf, 2.9]), Sampling(1), None) == 1
+GREEDY = Sampling(1)
 
 
-def test_greedy_passes_over_forbidden_tokens() -> None:
-    assert choose(torch.tensor([-torch.inf, -50.0, -torch.inf]), Sampling(1), None) == 1
+def test_each_row_takes_its_best() -> None:
+    choices = Choices(torch.tensor([[0.1, 3.0, 2.9], [-50.0, -70.0, -60.0]]), None)
+    assert [choices.choose(at, GREEDY, None) for at in range(2)] == [1, 0]
+
+
+def test_what_is_not_allowed_is_passed_over() -> None:
+    """Bits of one row say nothing of another; nobody draws what is forbidden either."""
+    logits = torch.tensor([[9.0] * 8 + [1.0, 2.0, 9.0], [9.0] * 10 + [1.0]])
+    choices = Choices(logits, np.array([[0, 0b011], [0, 0b100]], dtype=np.uint8))
+    assert [choices.choose(at, GREEDY, None) for at in range(2)] == [9, 10]
+    warm, generator = Sampling(1, temperature=1.0), torch.Generator().manual_seed(0)
+    assert {choices.choose(0, warm, generator) for _ in range(100)} == {8, 9}
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_says_so_and_the_others_choose(odd: float) -> None:
+    choices = Choices(torch.tensor([[1.0, 2.0], [odd, 1.0], [4.0, 3.0]]), None)
+    assert [choices.choose(at, GREEDY, None) for at in (0, 2)] == [1, 0]
+    with pytest.raises(Failure, match="model_error"):
+        choices.choose(1, GREEDY, None)
+
+
+def test_a_step_in_which_nobody_is_due_has_no_choices() -> None:
+    Choices(torch.empty(0, 5), None)
+
+
+@pytest.mark.gpu
+def test_bits_are_spread_on_a_card_as_here() -> None:
+    allowed = np.random.default_rng(0).integers(0, 256, (5, 13), dtype=np.uint8)
+    here, there = torch.zeros(5, 100), torch.zeros(5, 100, device="cuda")
+    forbid(here, allowed)
+    forbid(there, allowed)
+    assert torch.equal(here, there.cpu())
 
 
 def test_draws_follow_the_softmax() -> None:
     expected = [0.5, 0.3, 0.15, 0.05]
-    counts = draw(expected, Sampling(1, temperature=1.0))
+    counts = drawn(expected, Sampling(1, temperature=1.0))
     assert chi_square(counts, expected) < 16.3  # 3 degrees of freedom, p = 0.001
 
 
@@ -45,7 +77,7 @@ def test_temperature_sharpens_and_flattens(temperature: float) -> None:
     given_ = [0.5, 0.3, 0.15, 0.05]
     powers = [p ** (1 / temperature) for p in given_]
     expected = [power / sum(powers) for power in powers]
-    counts = draw(given_, Sampling(1, temperature=temperature))
+    counts = drawn(given_, Sampling(1, temperature=temperature))
     assert chi_square(counts, expected) < 16.3
     assert chi_square(counts, given_) > 100
 
@@ -64,7 +96,7 @@ def test_temperature_sharpens_and_flattens(temperature: float) -> None:
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[int]) -> None:
     given_ = [0.3, 0.05, 0.5, 0.15]
-    counts = draw(given_, Sampling(1, temperature=1.0, top_p=top_p))
+    counts = drawn(given_, Sampling(1, temperature=1.0, top_p=top_p))
     assert set(counts) == kept
     mass = sum(given_[i] for i in kept)
     expected = [p / mass if i in kept else 0.0 for i, p in enumerate(given_)]
@@ -72,7 +104,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[in
 
 
 def test_temperature_comes_before_top_p() -> None:
-    counts = draw([0.5, 0.3, 0.2], Sampling(1, temperature=0.2, top_p=0.9), 500)
+    counts = drawn([0.5, 0.3, 0.2], Sampling(1, temperature=0.2, top_p=0.9), 500)
     assert set(counts) == {0}
 
 
@@ -81,7 +113,7 @@ def test_equal_seeds_draw_equally() -> None:
 
     def run(seed: int, top_p: float) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
-        return [choose(logits, Sampling(1, temperature=1.0, top_p=top_p), generator) for _ in range(20)]
+        return [draw(logits, Sampling(1, temperature=1.0, top_p=top_p), generator) for _ in range(20)]
 
     for top_p in (1.0, 0.9):
         assert run(7, top_p) == run(7, top_p)
@@ -94,7 +126,7 @@ def test_forbidden_tokens_are_never_drawn(top_p: float) -> None:
     logits[torch.arange(500) % 5 != 0] = -torch.inf
     generator = torch.Generator().manual_seed(0)
     sampling = Sampling(1, temperature=2.0, top_p=top_p)
-    assert {choose(logits, sampling, generator) % 5 for _ in range(1000)} == {0}
+    assert {draw(logits, sampling, generator) % 5 for _ in range(1000)} == {0}
 
 
 @settings(deadline=None)
@@ -111,7 +143,7 @@ def test_any_allowed_sampling_draws_an_allowed_token(
     masked = [-math.inf if out else logit for logit, out in zip(logits, forbidden, strict=False)]
     if all(math.isinf(logit) for logit in masked):
         masked[0] = 0.0
-    chosen = choose(torch.tensor(masked), Sampling(1, temperature, top_p), torch.Generator().manual_seed(0))
+    chosen = draw(torch.tensor(masked), Sampling(1, temperature, top_p), torch.Generator().manual_seed(0))
     assert math.isfinite(masked[chosen])
 
 
@@ -119,4 +151,4 @@ def test_any_allowed_sampling_draws_an_allowed_token(
 def test_almost_no_temperature_is_greedy(temperature: float) -> None:
     logits = torch.tensor([30.0, 31.0, -torch.inf, 29.0])
     generator = torch.Generator().manual_seed(0)
-    assert {choose(logits, Sampling(1, temperature), generator) for _ in range(50)} == {1}
+    assert {draw(logits, Sampling(1, temperature), generator) for _ in range(50)} == {1}

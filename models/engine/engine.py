@@ -18,7 +18,7 @@ from models.engine.batch import flatten
 from models.engine.cache import Cache
 from models.engine.forward import Forward, pick
 from models.engine.grammar import Masks
-from models.engine.sampler import choose
+from models.engine.sampler import Choices
 from models.engine.scheduler import Piece, Scheduler
 from models.engine.sequence import Sequence
 from models.engine.speculation import Utility
@@ -164,12 +164,12 @@ class Engine:
 
     def _compute(self, planned: list[Piece]) -> None:
         """One forward pass; where it fails, each half is tried once more, until only the guilty row is left to fail."""
-        logits = None
+        choices = None
         try:
-            logits = self._forward(planned)
+            choices = self._forward(planned)
         except Exception as error:
             log.error("a step of %d rows failed: %s", len(planned), type(error).__name__)
-        if logits is None:  # out here the error and the memory that its frames hold are gone
+        if choices is None:  # out here the error and the memory that its frames hold are gone
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # raises where the card itself is lost, which ends this thread
             if len(planned) == 1:
@@ -181,21 +181,22 @@ class Engine:
         first = 0
         for piece in planned:
             due = 1 + len(piece.draft) if piece.due else 0
-            self._advance(piece, logits[first : first + due])
+            self._advance(piece, choices, first)
             first += due
 
-    def _forward(self, planned: list[Piece]) -> torch.Tensor:
-        """fp32 logits [n, vocabulary] on the CPU, for each row due: of its next token and behind each drafted one."""
-        return self._logits(flatten(planned, self.cache)).float().cpu()
+    def _forward(self, planned: list[Piece]) -> Choices:
+        """For each row due what may come next, and what behind each token of its draft."""
+        logits = self._logits(flatten(planned, self.cache)).float()
+        return Choices(logits, self._masks.allowed([piece for piece in planned if piece.due]))
 
-    def _advance(self, piece: Piece, logits: torch.Tensor) -> None:
+    def _advance(self, piece: Piece, choices: Choices, first: int) -> None:
         """Choose a row's next tokens, as many as its draft has right and one more; a fault is this row's alone."""
         row, due, right = piece.sequence, piece.due, 0
         row.computed += piece.count
         self.cache.fill(row.number, row.ids, row.computed)
         try:
             while due:
-                chosen = self._choose(row, logits[right], right)
+                chosen = self._choose(row, choices, first + right)
                 if chosen is None:
                     break
                 due = piece.draft[right : right + len(chosen)] == chosen
@@ -212,16 +213,13 @@ class Engine:
             self._count("drafted", len(piece.draft))
             self._count("accepted", right)
 
-    def _choose(self, row: Sequence, logits: torch.Tensor, ahead: int) -> list[int] | None:
+    def _choose(self, row: Sequence, choices: Choices, at: int) -> list[int] | None:
         """The next token of a row and those it forces; None if they end its answer."""
-        if not torch.isfinite(logits).all():
-            raise Failure("model_error", "the model's output was not finite")
-        self._masks.apply(row, ahead, logits)
         before = len(row.ids)
         if not row.first:
             row.first = time.monotonic()
             metrics.note_first(row.started - row.submitted, row.first - row.submitted)
-        token = choose(logits, row.sampling, row.generator)
+        token = choices.choose(at, row.sampling, row.generator)
         ended = row.take(token if row.guard is None else row.guard.admit(token, row.left), self._stops)
         self._count("answer", 1)
         if not ended:

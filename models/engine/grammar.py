@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from llguidance.numpy import (
@@ -21,7 +20,6 @@ from transformers import PreTrainedTokenizerFast
 from models.engine.closing import Closer, Guard
 from models.engine.scheduler import Piece
 from models.engine.schema import Schema, admit
-from models.engine.sequence import Sequence
 from models.failure import Failure
 
 if TYPE_CHECKING:
@@ -104,7 +102,7 @@ class Masks:
         self._worker = ThreadPoolExecutor(1, "masks")
         self._executor = LLExecutor(THREADS)
         self._first: dict[int, int] = {}
-        self._ready: Future[NDArray[np.uint8]] = Future()
+        self._ready: Future[NDArray[np.uint8]] | None = None
 
     def begin(self, pieces: list[Piece]) -> None:
         """Start on the masks of these rows: one for the next token, one behind each token of the draft."""
@@ -112,15 +110,15 @@ class Masks:
         self._first = {}
         count = 0
         for piece in pieces:
+            self._first[piece.sequence.number] = count
             if piece.sequence.matcher is not None:
                 wanted.append((piece.sequence.matcher, count, piece.draft))
-                self._first[piece.sequence.number] = count
-                count += 1 + len(piece.draft)
-        if wanted:
-            self._ready = self._worker.submit(self._compute, wanted, count)
+            count += 1 + len(piece.draft)
+        self._ready = self._worker.submit(self._compute, wanted, count) if wanted else None
 
     def _compute(self, wanted: list[tuple[LLMatcher, int, list[int]]], count: int) -> NDArray[np.uint8]:
         masks = allocate_token_bitmask(count, self._vocabulary)
+        masks.fill(-1)  # who has no grammar may say anything
         try:
             self._fill(wanted, masks)
         except BaseException:  # a panic over there is no Exception here
@@ -138,17 +136,10 @@ class Masks:
         if drafting := [each for each in wanted if each[2]]:
             fill_next_token_bitmask_par_with_draft_tokens(self._executor, drafting, masks)
 
-    def apply(self, sequence: Sequence, ahead: int, logits: torch.Tensor) -> None:
-        """Set what `sequence` must not say, behind `ahead` tokens of its draft, to -inf in logits [vocabulary]."""
-        if sequence.matcher is None:
-            return
-        forbid(logits, self._ready.result()[self._first[sequence.number] + ahead])
-
-
-def forbid(logits: torch.Tensor, allowed: NDArray[np.uint8]) -> None:
-    """Set the tokens whose bit is not set in `allowed` to -inf in logits [vocabulary], in place, on the CPU.
-
-    Not llguidance.torch: its kernel is a torch.compile function, which wants a C++ compiler at run time.
-    """
-    forbidden = np.unpackbits(~allowed, bitorder="little", count=logits.shape[0]).view(np.bool_)
-    logits.masked_fill_(torch.from_numpy(forbidden), -torch.inf)
+    def allowed(self, pieces: list[Piece]) -> NDArray[np.uint8] | None:
+        """The masks of some of these rows, one bit a token; None where no row has a grammar."""
+        if self._ready is None:
+            return None
+        rows = [self._first[piece.sequence.number] + at for piece in pieces for at in range(1 + len(piece.draft))]
+        found: NDArray[np.uint8] = self._ready.result()[rows]
+        return found

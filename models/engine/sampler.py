@@ -1,16 +1,39 @@
 """The next token of each row from its logits. Knows nothing of sequences' lives or of grammars' contents."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.engine.sequence import Sampling
+from models.failure import Failure
 
 COLDEST = 1e-5
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | None) -> int:
+class Choices:
+    """What may come next behind n places: fp32 logits [n, vocabulary], on whatever device, changed in place.
+
+    A token whose bit in `allowed`, uint8 [n, vocabulary / 8 rounded up], is not set never comes. All rows are looked at
+    together, and of a card's logits only what is drawn from ever comes to the host.
+    """
+
+    def __init__(self, logits: torch.Tensor, allowed: NDArray[np.uint8] | None) -> None:
+        sound = torch.isfinite(logits).all(dim=1)
+        if allowed is not None:
+            forbid(logits, allowed)
+        self._logits = logits
+        self._best, self._sound = torch.stack([logits.argmax(dim=1), sound]).tolist()
+
+    def choose(self, at: int, sampling: Sampling, generator: torch.Generator | None) -> int:
+        """One token behind place `at`, the best one without a generator; Failure where the logits are not finite."""
+        if not self._sound[at]:
+            raise Failure("model_error", "the model's output was not finite")
+        best: int = self._best[at]
+        return best if generator is None else draw(self._logits[at].cpu(), sampling, generator)
+
+
+def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """One token id from fp32 logits [vocabulary], forbidden tokens at -inf; nucleus sampling as in arXiv 1904.09751."""
-    if generator is None:
-        return int(logits.argmax())
     # Differences to the best, so that a temperature near 0 tends to greedy and not to infinities.
     warmth = max(sampling.temperature, COLDEST)
     probabilities = torch.softmax((logits - logits.max()) / warmth, dim=-1)
@@ -21,3 +44,18 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator 
         kept[0] = True
         return int(order[torch.multinomial(ranked * kept, 1, generator=generator)])
     return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def forbid(logits: torch.Tensor, allowed: NDArray[np.uint8]) -> None:
+    """Set the tokens whose bit is not set in `allowed` to -inf in logits [n, vocabulary], in place.
+
+    Not llguidance.torch: its kernel is a torch.compile function, which wants a C++ compiler at run time.
+    """
+    if logits.device.type == "cpu":
+        bits = np.unpackbits(~allowed, axis=1, bitorder="little", count=logits.shape[1])
+        forbidden = torch.from_numpy(bits.view(np.bool_))
+    else:  # an eighth of the bytes travels, and is spread over there
+        sent = torch.from_numpy(allowed).to(logits.device)
+        places = torch.arange(8, dtype=torch.uint8, device=logits.device)
+        forbidden = ((sent[:, :, None] >> places) & 1 == 0).flatten(1)[:, : logits.shape[1]]
+    logits.masked_fill_(forbidden, -torch.inf)
