@@ -33,7 +33,7 @@ class Runtime:
         self._products = "" if here.device != "cpu" else cpu_products or best_products()
         if self._products == "bf16":
             network.multiply_in(loaded.network, torch.bfloat16)
-        self.manifest = loaded.manifest
+        self.manifest, self._report = loaded.manifest, loaded.report
         self._network = loaded.network
         self.engine = Engine(
             loaded.network, stops, kv_tokens=kv_tokens, step_tokens=step_tokens, queue_tokens=queue_tokens
@@ -53,10 +53,12 @@ class Runtime:
                 "planned_bytes": self.manifest.resident_bytes,
                 "resident_bytes": network.resident_bytes(self._network),
                 "quantised_on": self.manifest.quantised_on,
+                "loading": str(self._report),
             },
             "cpu_products": self._products,
             "device": str(self.engine.device),
             "engine": {
+                "path": self.engine.path,
                 "waiting": self.engine.waiting,
                 "running": self.engine.running,
                 "queued_cost": self.engine.admission.queued,

@@ -1,13 +1,9 @@
-"""Compile every kernel of a full-width Mixtral step for a card that is not here; print what the compiler says, as JSON.
+"""What the compiler says of every kernel of a full-width Mixtral step, for a card that is not here; as JSON.
 
 python -m tests.gate 120
-
-The real launch code runs on meta tensors, which hold no data: a step that asked the device for a number would fail.
-Must not run in Triton's interpreter.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,72 +12,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
-from transformers import MixtralConfig
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
-from models import catalog, network
-from models.engine.attention import Span
-from models.engine.batch import Batch
-from models.engine.cache import Cache
-from models.engine.graphs import BUCKETS, Graphs
-from models.nf4 import paths, products
-from models.nf4.layout import specs
-from models.nf4.matrix import Packed
+from scripts import kernels
 
-META = torch.device("meta")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-
-
-class Absent:
-    """Stands for the driver of a card of `capability`, such as 90 or 120."""
-
-    def __init__(self, capability: int) -> None:
-        self._capability = capability
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self._capability, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 def main() -> None:
     capability = int(sys.argv[1])
-    driver.set_active(Absent(capability))
-    compiled: dict[int, tuple[str, str, Any]] = {}
-    where = ""
-    launch = JITFunction.run
-
-    def compile_only(self: Any, *given: Any, grid: Any, warmup: bool, **options: Any) -> Any:
-        kernel = launch(self, *given, grid=grid, warmup=True, **options)
-        compiled.setdefault(id(kernel), (where, self.__name__, kernel))
-        return kernel
-
-    JITFunction.run = compile_only
-    config = MixtralConfig(**{**catalog.MIXTRAL.config, "num_hidden_layers": 2})
-    model = network.build(config, torch.bfloat16)
-    cache = Cache(2, config.num_key_value_heads, 128, torch.bfloat16, META, 1 << 16)
-    graphs = Graphs(model, cache, divmod(capability, 10))
-    longest = max(path.tokens for path in paths.TABLE[divmod(capability, 10)])
-    for tokens in (*BUCKETS, longest):
-        where = str(tokens)
-        spans = [Span([at + 1], at, 0, 1) for at in range(tokens)]
-        graphs(Batch([1] * tokens, [0] * tokens, spans, list(range(tokens))))
-    where = "slices"
-    matrix = Packed(*(torch.empty(each.shape, dtype=getattr(torch, each.dtype), device=META) for each in FORM.values()))
-    products.dequantise(matrix, 7, torch.empty(64, 4096, dtype=torch.bfloat16, device=META))
-    for where, name, kernel in compiled.values():
-        print(json.dumps({"step": where, "kernel": name, "capability": capability} | inspect(kernel)))
-
-
-FORM = specs(14336, 4096)
+    for tokens, name, kernel in kernels.compile_all((capability // 10, capability % 10)):
+        print(json.dumps({"tokens": tokens, "kernel": name, "capability": capability} | inspect(kernel)))
 
 
 def inspect(kernel: Any) -> dict[str, Any]:
@@ -114,5 +55,4 @@ def inspect(kernel: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    assert os.environ.get("TRITON_INTERPRET", "0") != "1"
     main()

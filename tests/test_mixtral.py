@@ -183,4 +183,6 @@ def test_prompts_are_answered(tiny_mixtral_home: Path, tmp_path: Path) -> None:
         "quantisation constants",
     }
     assert weights["planned_bytes"] == weights["resident_bytes"] == sum(weights["ledger"].values())
+    assert weights["loading"].startswith("loaded 0.0")
+    assert found["engine"]["path"] == "reference"
     assert weights["ledger"]["experts"] == 2 * 8 * 3 * 64 * 128 // 2

@@ -151,7 +151,7 @@ def test_the_sort_is_stable_and_leaves_out_who_has_none(tokens: int) -> None:
 def test_dequantised_rows(columns: int, dtype: torch.dtype, bound: float) -> None:
     weight = matrix(24, columns)
     out = torch.full((9, columns), torch.nan, dtype=dtype)
-    products.dequantise(weight, 7, out)
+    products.dequantise(weight, 0, 7, out)
     expected = dequantise(weight, torch.float32)[7:16]
     assert ((out.float() - expected).abs() <= bound * expected.abs()).all()
 

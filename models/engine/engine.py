@@ -84,6 +84,11 @@ class Engine:
         return self._told_to_stop
 
     @property
+    def path(self) -> str:
+        """Which way steps are computed."""
+        return self._logits.name
+
+    @property
     def alive(self) -> bool:
         since = self._since
         return self._thread.is_alive() and (since is None or time.monotonic() - since < self.hang_seconds)

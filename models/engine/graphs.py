@@ -34,15 +34,16 @@ class Captured:
 class Graphs:
     """Computes batches over one cache, as Reference does. Captures all buckets at once, which takes seconds."""
 
+    name = "kernels"
+
     def __init__(self, network: PreTrainedModel, cache: Cache, capability: tuple[int, int]) -> None:
         self._decoder = Decoder(network, cache)
         self._capability = capability
         self._device = cache.pool.device
         self._width = blocks(min(cache.budget, network.config.max_position_embeddings))
         self._pinned = self._device.type == "cuda"
-        self._lines = 4 + self._width
         # One for all buckets: a copy has always ended when the next step begins, as the logits have been waited for.
-        self._sent = torch.zeros(BUCKETS[-1] * self._lines, dtype=torch.int32, pin_memory=self._pinned)
+        self._sent = torch.zeros(BUCKETS[-1] * (4 + self._width), dtype=torch.int32, pin_memory=self._pinned)
         self._read = torch.zeros_like(self._sent, device=self._device)
         self._pool = torch.cuda.graph_pool_handle() if self._pinned else None
         # The largest first, so that the smaller ones find room in what it has taken.
@@ -64,8 +65,15 @@ class Graphs:
 
     def _step(self, size: int) -> Step:
         """Views of what is read."""
-        ids, positions, written, live = self._read[: 4 * size].view(4, size)
-        return Step(ids, positions, written, self._read[4 * size : size * self._lines].view(size, -1), live[:1])
+        heads, tables = self._parts(self._read, size)
+        ids, positions, written, live = heads[:, :size]
+        return Step(ids, positions, written, tables, live[:1])
+
+    def _parts(self, numbers: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Four lines and `size` tables. Each line begins at 16 bytes, as kernels are compiled for."""
+        line = max(size, 4)
+        heads, tables = numbers[: 4 * line + size * self._width].split([4 * line, size * self._width])
+        return heads.view(4, line), tables.view(size, -1)
 
     def _capture(self, size: int) -> Captured:
         step = self._step(size)
@@ -79,8 +87,7 @@ class Graphs:
     def _fill(self, batch: Batch, size: int) -> None:
         """Send a batch to where the bucket of `size` reads it."""
         tokens = len(batch.ids)
-        sent = self._sent[: size * self._lines].numpy()
-        heads, tables = sent[: 4 * size].reshape(4, size), sent[4 * size :].reshape(size, -1)
+        heads, tables = (part.numpy() for part in self._parts(self._sent, size))
         heads[:, tokens:] = 0
         heads[0, :tokens] = batch.ids
         heads[1, :tokens] = batch.positions
@@ -88,7 +95,8 @@ class Graphs:
         heads[3, 0] = tokens
         for span in batch.spans:
             tables[span.here, : len(span.table)] = span.table
-        self._read[: len(sent)].copy_(self._sent[: len(sent)], non_blocking=True)
+        sent = heads.size + tables.size
+        self._read[:sent].copy_(self._sent[:sent], non_blocking=True)
 
     def _launch(self, batch: Batch) -> torch.Tensor:
         """A step that reads prompts: its tokens, and so its path, are known to the host alone."""

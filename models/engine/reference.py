@@ -12,6 +12,8 @@ from models.nf4.matrix import dense
 class Reference:
     """Computes batches over one cache."""
 
+    name = "reference"
+
     def __init__(self, network: PreTrainedModel, cache: Cache) -> None:
         network.config._attn_implementation = "flat"
         self._network = network

@@ -61,7 +61,7 @@ def _sums(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def project(
     x, T, q, k, v, values, out, Q, KV, shrink,
     K: tl.constexpr, UNROLL: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
@@ -112,7 +112,7 @@ def _choose(members, E: tl.constexpr, TOKENS: tl.constexpr, GATHERED: tl.constex
     return expert, assigned, live
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "A"])
 def gate_up(
     x, T, A, members, gate, up, values, out, shrink,
     N: tl.constexpr, K: tl.constexpr, SCALES: tl.constexpr, E: tl.constexpr, TOP: tl.constexpr, UNROLL: tl.constexpr,
@@ -144,7 +144,7 @@ def gate_up(
         tl.store(out + place, made.to(out.dtype.element_ty), live[None, :] & (n < N)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["A"])
 def down(
     x, A, members, weight, values, out, shrink,
     N: tl.constexpr, K: tl.constexpr, SCALES: tl.constexpr, E: tl.constexpr, UNROLL: tl.constexpr,
@@ -169,7 +169,7 @@ def down(
         tl.store(place, total * shrink, live[None, :] & (n < N)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["A"])
 def sort(chosen, order, starts, A, E: tl.constexpr, CHUNK: tl.constexpr):
     """Assignments by expert, in one program: a stable counting sort; what has no expert is left out."""
     experts, place = tl.arange(0, E), tl.arange(0, CHUNK)
@@ -188,22 +188,26 @@ def sort(chosen, order, starts, A, E: tl.constexpr, CHUNK: tl.constexpr):
         begin += tl.sum(mine.to(tl.int32), 0)
 
 
-@triton.jit
-def dequantise(weight, first, out, values, K: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr):
-    """Rows of one matrix from row `first` on into out [rows, K]; grid [rows, tiles of WIDE columns]."""
+@triton.jit(do_not_specialize=["index", "first"])
+def dequantise(
+    weight, index, first, out, values,
+    N: tl.constexpr, K: tl.constexpr, SCALES: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """Rows of a stack's matrix from row `first` on into out [rows, K]; grid [rows, tiles of WIDE columns]."""
     row = tl.program_id(0)
+    at = (first + row) * (K // 64)
+    stacked = index.to(tl.int64) * N
     byte = tl.program_id(1) * (WIDE // 2) + tl.arange(0, WIDE // 2)
     inside = byte < K // 2
-    found = tl.load(weight.packed + (first + row).to(tl.int64) * (K // 2) + byte, inside, 0)
+    found = tl.load(weight.packed + (stacked + first + row) * (K // 2) + byte, inside, 0)
     if PTX:
         even, odd = tl.inline_asm_elementwise(
             FP16_VALUES, REGISTERS, [found], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
         )
     else:
         even, odd = tl.load(values + (found >> 4)), tl.load(values + (found & 15))
-    at = (first + row) * (K // 64)
-    block = tl.where(inside, byte // 32, 0)
-    scale = _scales(weight, weight.absmax + at, weight.absmax2, tl.load(weight.offset), at, block)
+    absmax, absmax2 = weight.absmax + stacked * (K // 64) + at, weight.absmax2 + index * SCALES
+    scale = _scales(weight, absmax, absmax2, tl.load(weight.offset + index), at, tl.where(inside, byte // 32, 0))
     both = tl.interleave(even.to(tl.float32) * scale, odd.to(tl.float32) * scale)
     column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
     tl.store(out + row.to(tl.int64) * K + column, both.to(out.dtype.element_ty), column < K)

@@ -113,10 +113,15 @@ def _tiles(members: Members, experts: int, tile: Tile) -> int:
     return triton.cdiv(count, tile.tokens) + min(experts, count) - 1 if members.order.numel() else count
 
 
-def dequantise(weight: Packed, first: int, out: torch.Tensor) -> None:
-    """Rows of a matrix from `first` on into out [rows, K]; on a card the 16 values are fp16, off by 0.05 % at most."""
+def dequantise(weight: Packed, index: int, first: int, out: torch.Tensor) -> None:
+    """Rows of a matrix, or of matrix `index` of a stack, from `first` on into out [rows, K].
+
+    On a card the 16 values are those of fp16, which are off by 0.05 % at most.
+    """
     rows, columns = out.shape
     values = table(torch.float32, out.device)[0]
     kernels.dequantise[(rows, triton.cdiv(columns, WIDE))](
-        weight, first, out, values, columns, WIDE, not triton.knobs.runtime.interpret, num_warps=4
-    )
+        weight, index, first, out, values,
+        weight.packed.shape[-2], columns, weight.absmax2.shape[-1], WIDE, not triton.knobs.runtime.interpret,
+        num_warps=4,
+    )  # fmt: skip

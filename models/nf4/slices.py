@@ -18,16 +18,16 @@ class Slices:
     def __init__(self, dtype: torch.dtype, device: torch.device, nbytes: int = SCRATCH) -> None:
         self._scratch = torch.empty(nbytes // dtype.itemsize, dtype=dtype, device=device)
 
-    def multiply(self, x: torch.Tensor, weight: Packed, out: torch.Tensor) -> None:
-        """out [T, N] = x [T, K] @ W.T; ValueError if not even 16 rows of W fit."""
-        rows, columns = weight.packed.shape[0], x.shape[1]
+    def multiply(self, x: torch.Tensor, weight: Packed, index: int, out: torch.Tensor) -> None:
+        """out [T, N] = x [T, K] @ W.T, W a matrix or number `index` of a stack; ValueError if 16 rows do not fit."""
+        rows, columns = weight.packed.shape[-2], x.shape[1]
         step = self._scratch.numel() // columns // 16 * 16
         if step == 0:
             raise ValueError(f"16 rows of {columns} columns do not fit the scratch memory")
         for first in range(0, rows, step):
             count = min(step, rows - first)
             piece = self._scratch[: count * columns].view(count, columns)
-            dequantise(weight, first, piece)
+            dequantise(weight, index, first, piece)
             torch.mm(x, piece.T, out=out[:, first : first + count])
 
     def project(self, x: torch.Tensor, matrices: list[Packed]) -> torch.Tensor:
@@ -35,7 +35,7 @@ class Slices:
         rows = [matrix.packed.shape[0] for matrix in matrices]
         out = x.new_empty(1, x.shape[0], sum(rows))
         for at, matrix in enumerate(matrices):
-            self.multiply(x, matrix, out[0, :, sum(rows[:at]) : sum(rows[: at + 1])])
+            self.multiply(x, matrix, 0, out[0, :, sum(rows[:at]) : sum(rows[: at + 1])])
         return out
 
     def experts(self, x: torch.Tensor, members: Members, gate: Packed, up: Packed, down: Packed) -> torch.Tensor:
@@ -48,13 +48,9 @@ class Slices:
             if begin < end:
                 left = x.new_empty(end - begin, gate.packed.shape[1])
                 right = torch.empty_like(left)
-                self.multiply(seen[begin:end], _one(gate, expert), left)
-                self.multiply(seen[begin:end], _one(up, expert), right)
-                self.multiply(silu(left, inplace=True).mul_(right), _one(down, expert), made[begin:end])
+                self.multiply(seen[begin:end], gate, expert, left)
+                self.multiply(seen[begin:end], up, expert, right)
+                self.multiply(silu(left, inplace=True).mul_(right), down, expert, made[begin:end])
         out = x.new_empty(1, members.chosen.numel(), x.shape[1])
         out[0].index_copy_(0, order, made)
         return out
-
-
-def _one(stack: Packed, expert: int) -> Packed:
-    return Packed(*(tensor[expert] for tensor in stack))
