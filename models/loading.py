@@ -80,8 +80,9 @@ def load(
         with tqdm(total=total, unit="B", unit_scale=True, desc="loading", smoothing=0, disable=None) as bar:
             meter = Meter(bar.update)
             digests = _read_all(shards, tensors, device, meter)
-    if device.type != "cpu":
-        torch.accelerator.empty_host_cache()  # torch would keep the pinned buffers for ever
+    # torch would keep the pinned buffers for ever; before 2.12 it has no way to let go of them.
+    if device.type != "cpu" and hasattr(torch.accelerator, "empty_host_cache"):
+        torch.accelerator.empty_host_cache()
     after = fetched_bytes()
     fetched = None if after is None or before is None else after - before
     each_reading = meter.calls / max(_readers(shards), 1)

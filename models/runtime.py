@@ -10,6 +10,8 @@ from models.engine.engine import Engine
 from models.machine import Machine
 from models.prompt import Prompts
 
+STEP_TOKENS = {"cuda": 2048, "cpu": 512}  # as long as an answer may wait while prompts are read
+
 
 class Runtime:
     """The one owner of the model in this process."""
@@ -36,7 +38,11 @@ class Runtime:
         self.manifest, self._report = loaded.manifest, loaded.report
         self._network = loaded.network
         self.engine = Engine(
-            loaded.network, stops, kv_tokens=kv_tokens, step_tokens=step_tokens, queue_tokens=queue_tokens
+            loaded.network,
+            stops,
+            kv_tokens=kv_tokens,
+            step_tokens=step_tokens or STEP_TOKENS[here.device],
+            queue_tokens=queue_tokens,
         )
         self.engine.start()
         self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops)

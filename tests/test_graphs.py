@@ -202,8 +202,11 @@ def test_prompt_pieces_are_read_in_one_go() -> None:
         assert torch.allclose(found[place], expected, atol=1e-5)
 
 
-def test_flash_attention_is_asked_as_this_torch_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shares", [True, False])
+def test_flash_attention_is_asked_as_this_torch_wants_it(shares: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert varlen.FLASH
+    assert varlen.SHARES
+    monkeypatch.setattr(varlen, "SHARES", shares)
     with pytest.raises(Exception, match=r"(?i)cuda|cpu|flash|not implemented"):
         # All checks of arguments are passed before the kernel itself is missed here.
         pieces = varlen.Pieces.lay([Span(FIRST, 0, 0, 20)], CPU)

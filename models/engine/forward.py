@@ -9,13 +9,13 @@ from models.engine.batch import Batch
 from models.engine.cache import Cache
 from models.engine.reference import Reference
 
+
 class Forward(Protocol):
     """A batch in, logits [n, vocabulary] behind the places that are wanted out; `name` is for /health."""
 
     name: str
 
     def __call__(self, batch: Batch) -> torch.Tensor: ...
-
 
 
 def pick(network: PreTrainedModel, cache: Cache) -> Forward:

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from inspect import signature
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from models.engine.attention import Span, attend, slots
 
-# Earlier releases of torch had no way to say "causal, aligned at the end" or to share keys between heads.
-FLASH = {"window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
+# Earlier releases of torch cannot say "causal, aligned at the end", or cannot share keys between heads.
+FLASH = "window_size" in signature(varlen_attn).parameters
+SHARES = "enable_gqa" in signature(varlen_attn).parameters
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ class Pieces:
         asked, seen, told = queries[self.rows], keys[self.reads], values[self.reads]
         if FLASH and asked.is_cuda and asked.dtype != torch.float32:
             most = max(count for count, _ in self.counts), max(end for _, end in self.counts)
-            found = varlen_attn(
-                asked, seen, told, *self.starts, *most, scale=scaling, window_size=(-1, 0), enable_gqa=True
-            )
+            shared: dict[str, Any] = {"enable_gqa": True} if SHARES else {}
+            if not SHARES:
+                seen, told = (each.repeat_interleave(asked.shape[1] // each.shape[1], 1) for each in (seen, told))
+            found = varlen_attn(asked, seen, told, *self.starts, *most, scale=scaling, window_size=(-1, 0), **shared)
             assert isinstance(found, torch.Tensor)
             return found
         made: list[torch.Tensor] = []
