@@ -258,7 +258,7 @@ def test_documents_are_told_beside_their_ceiling(found: Found) -> None:
 
 def test_prefill_is_told_beside_the_products_rate(found: Found) -> None:
     told = found["prefill"]["rows"]
-    ways = ["as served", "slices of 32 MiB", "slices of 128 MiB"]
+    ways = ["as served", "tiles", "slices of 32 MiB", "slices of 128 MiB"]
     pairs = [(row["way"], row["tokens"]) for row in told]
     assert pairs == [*((way, size) for way in ways for size in (16, 40)), ("reference", 40)]
     for row in told:
@@ -323,21 +323,27 @@ def test_rows_of_one_seed_are_the_same_and_share_what_they_should() -> None:
 
 def test_each_way_of_reading_is_the_one_it_says(there: Rig) -> None:
     """Slices of the size that is named, and whatever the step's size; graphs before that find their paths."""
-    seen: list[tuple[int, bool, bool]] = []
+    seen: list[tuple[int, bool, int]] = []
 
     def forward(network: PreTrainedModel, cache: Cache) -> Forward:
         scratch = vars(decoder)["Slices"](torch.float32, CPU)._scratch.nbytes
         small = paths.choose((12, 0), 1) is not None
 
         def step(batch: Batch) -> torch.Tensor:
-            seen.append((scratch, small, paths.choose((12, 0), 1) is None))
+            path = paths.choose((12, 0), 1)
+            seen.append((scratch, small, path.tokens if path else 0))
             return torch.zeros(1)
 
         return Stub(step)
 
     prefill.measure(replace(there, forward=forward), sizes=(16,), scratch=(1 << 20, 2 << 20), slow=0)
     default = Slices(torch.float32, CPU)._scratch.nbytes
-    assert list(dict.fromkeys(seen)) == [(default, True, False), (1 << 20, True, True), (2 << 20, True, True)]
+    assert list(dict.fromkeys(seen)) == [
+        (default, True, 2),
+        (default, True, 512),
+        (1 << 20, True, 0),
+        (2 << 20, True, 0),
+    ]
     assert paths.choose((12, 0), 1) is not None
 
 

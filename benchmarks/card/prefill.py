@@ -1,6 +1,6 @@
 """Prompts read in one step, beside the card's rate for products: as served, and by slices of one size or another."""
 
-from contextlib import ExitStack
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -9,13 +9,13 @@ import torch
 
 from benchmarks.card import limits, rows
 from benchmarks.card.clock import timed
+from benchmarks.card.operations import capability
 from benchmarks.card.rig import Rig
 from models.engine import decoder
 from models.engine.cache import BLOCK, blocks
 from models.engine.forward import Forward
 from models.engine.reference import Reference
-from models.nf4 import paths
-from models.nf4.slices import Slices
+from models.nf4 import paths, slices
 
 SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)
 SCRATCH = (32 << 20, 128 << 20)  # bytes: what stays in the L2 cache, and a whole matrix of an expert
@@ -27,20 +27,22 @@ def measure(
 ) -> dict[str, Any]:
     """A row for each way and size: seconds, tokens a second, MFU (operations done / the rate of a large product).
 
-    "as served" takes the way of the table; the others dequantise slices whatever the step's size.
+    "as served" takes the way of the table; "tiles" its largest tiles, the others slices, whatever the step's size.
     """
     fitting = [size for size in sizes if size + BLOCK <= rig.room]
     cache = rig.cache(blocks(max(fitting)) * BLOCK)
     found: list[dict[str, Any]] = []
-    for way, nbytes in [("as served", 0), *((f"slices of {each >> 20} MiB", each) for each in scratch)]:
-        with ExitStack() as stack:
-            if nbytes:
-                with patch.object(decoder, "Slices", partial(Slices, nbytes=nbytes)):
-                    forward = rig.forward(rig.network, cache)
-                # Only now: while graphs were captured, their small steps had to find their paths.
-                stack.enter_context(patch.object(paths, "choose", lambda *_: None))
-            else:
-                forward = rig.forward(rig.network, cache)
+    tiles = paths.TABLE.get(capability(rig.device), paths.SM_120)[-1]
+    ways: list[tuple[str, int, Callable[..., paths.Path | None]]] = [
+        ("as served", slices.SCRATCH, paths.choose),
+        ("tiles", slices.SCRATCH, lambda *_: tiles),
+        *((f"slices of {each >> 20} MiB", each, lambda *_: None) for each in scratch),
+    ]
+    for way, nbytes, choose in ways:
+        with patch.object(decoder, "Slices", partial(slices.Slices, nbytes=nbytes)):
+            forward = rig.forward(rig.network, cache)
+        # Only now: while graphs were captured, their small steps had to find their paths.
+        with patch.object(paths, "choose", choose):
             found += [row(rig, forward, way, size) for size in fitting]
         del forward
         rig.note({"rows": found})
