@@ -32,7 +32,9 @@ from transformers import (
 from transformers.convert_slow_tokenizer import generate_merges
 
 from models import catalog, manifest, source, store
+from tests import interpreter
 
+interpreter.teach()
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 MISTRAL_V1 = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"

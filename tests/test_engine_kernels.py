@@ -1,6 +1,6 @@
 """models/engine/kernels.py in Triton's interpreter, beside transformers' modules and plain torch.
 
-What has no tl.dot is tested in bf16 too. Memory that a kernel should have written is NaN until it has.
+Memory that a kernel should have written is NaN until it has.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm, MixtralTopKRouter, apply_rotary_pos_emb
-from triton.runtime import interpreter
 
 from models.engine import kernels
 from models.engine.cache import BLOCK
@@ -29,19 +28,6 @@ def poisoned(one_thread: None) -> Iterator[None]:
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter cuts a float to bf16, where a card rounds it to the nearest."""
-    convert = interpreter._convert_float
-
-    def rounded(data: np.ndarray[Any, Any], source: Any, target: Any, mode: Any) -> np.ndarray[Any, Any]:
-        if (source.name, target.name) != ("fp32", "bf16"):
-            return convert(data, source, target, mode)  # type: ignore[no-any-return]
-        return torch.from_numpy(np.ascontiguousarray(data)).bfloat16().view(torch.int16).numpy().view(np.uint16)
-
-    monkeypatch.setattr(interpreter, "_convert_float", rounded)
 
 
 def whole(halves: torch.Tensor) -> torch.Tensor:

@@ -61,19 +61,30 @@ def model() -> PreTrainedModel:
     return built
 
 
-def cache(slots: int = 512) -> Cache:
-    return Cache(2, 2, 16, torch.float32, CPU, slots)
+def cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The same NF4 weights, everything else in `dtype`."""
+    made = network.build(CONFIG, dtype)
+    for name, weight in model.named_parameters():
+        parent, _, attribute = name.rpartition(".")
+        moved = nn.Parameter(weight.to(device, weight.dtype if "_proj." in name else dtype), requires_grad=False)
+        setattr(made.get_submodule(parent), attribute, moved)
+    network.fill_constants(made, device)
+    return made
+
+
+def cache(dtype: torch.dtype = torch.float32) -> Cache:
+    return Cache(2, 2, 16, dtype, CPU, 512)
 
 
 class Both:
     """The same batches through both, each with a cache of its own."""
 
     def __init__(self, model: PreTrainedModel, capability: tuple[int, int]) -> None:
-        self.ours, self.reference = Graphs(model, cache(), capability), Reference(model, cache())
+        dtype = model.lm_head.weight.dtype
+        self.ours, self.reference = Graphs(model, cache(dtype), capability), Reference(model, cache(dtype))
         self._generator = torch.Generator().manual_seed(0)
 
-    @torch.inference_mode()
-    def compare(self, *rows: tuple[list[int], int, int]) -> None:
+    def batch(self, *rows: tuple[list[int], int, int]) -> Batch:
         """Each row: its blocks, how many tokens it has, how many it brings; the last of these is wanted."""
         spans: list[Span] = []
         offset = 0
@@ -82,7 +93,11 @@ class Both:
             offset += count
         ids = torch.randint(0, 100, (offset,), generator=self._generator).tolist()
         positions = [at for span in spans for at in range(span.start, span.end)]
-        batch = Batch(ids, positions, spans, [span.here.stop - 1 for span in spans])
+        return Batch(ids, positions, spans, [span.here.stop - 1 for span in spans])
+
+    @torch.inference_mode()
+    def compare(self, *rows: tuple[list[int], int, int]) -> None:
+        batch = self.batch(*rows)
         expected = self.reference(batch)
         assert (self.ours(batch) - expected).abs().max() < 1e-5 * expected.abs().max()
 
@@ -102,10 +117,37 @@ def test_steps_of_every_kind_agree(model: PreTrainedModel, capability: tuple[int
     both.compare((FIRST, 35, 1), (LONG, 0, 100))  # too many for a bucket
 
 
+@pytest.mark.parametrize("tokens", [*BUCKETS, 3, 7, 17, 33])
+def test_every_bucket_full_and_with_one_row_to_spare(model: PreTrainedModel, tokens: int) -> None:
+    """Rows have read nothing, some or much of what lies in their blocks."""
+    rows = [([at % 32], at * 5 % 16, 1) for at in range(min(tokens, 32))]
+    rows += [([at], (at * 5 + 3) % 16, 1) for at in range(tokens - 32)]
+    Both(model, ((12, 0), (9, 0))[tokens % 2]).compare(*rows)
+
+
+@pytest.mark.parametrize("by_slices", [False, True])
+def test_in_bf16_it_is_off_by_no_more_than_rounding(
+    model: PreTrainedModel, by_slices: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a card: there the reference rounds each weight, ours the 16 values, and both what one layer hands on."""
+    narrow = cast(model, CPU, torch.bfloat16)
+    if by_slices:
+        monkeypatch.setattr(paths, "choose", lambda *_: None)
+    both = Both(narrow, (12, 0))
+    exact = Reference(model, cache())
+    for rows in ([(FIRST, 0, 18)], [(FIRST, 18, 1), (SECOND, 0, 3)])[by_slices:]:
+        batch = both.batch(*rows)
+        with torch.inference_mode():
+            wanted = exact(batch)
+            ours, theirs = (
+                float((way(batch).float() - wanted).norm() / wanted.norm()) for way in (both.ours, both.reference)
+            )
+        assert ours < max(1.5 * theirs, 0.02)
+
+
 def test_slices_agree(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     both = Both(model, (12, 0))
     monkeypatch.setattr(paths, "choose", lambda *_: None)
-    both.compare((FIRST, 0, 5), (SECOND, 0, 4))
     both.compare((FIRST, 5, 1), (THIRD, 0, 40), (SECOND, 4, 2))
 
 
@@ -220,12 +262,7 @@ def test_flash_attention_is_asked_as_this_torch_wants_it(shares: bool, monkeypat
 def test_a_captured_step_is_what_is_launched_and_near_the_reference(model: PreTrainedModel) -> None:
     """bf16 on the card, where PTX decodes: rounding apart, what transformers' layers say of the same weights."""
     cuda = torch.device("cuda")
-    there = network.build(CONFIG, torch.bfloat16)
-    for name, weight in model.named_parameters():
-        parent, _, attribute = name.rpartition(".")
-        made = weight.to(cuda, torch.bfloat16 if weight.is_floating_point() and "_proj" not in name else weight.dtype)
-        setattr(there.get_submodule(parent), attribute, nn.Parameter(made, requires_grad=False))
-    network.fill_constants(there, cuda)
+    there = cast(model, cuda, torch.bfloat16)
     pools = [Cache(2, 2, 16, torch.bfloat16, cuda, 512) for _ in range(2)]
     ours, reference = Graphs(there, pools[0], torch.cuda.get_device_capability()), Reference(there, pools[1])
     prompt = Batch(list(range(40)), list(range(40)), [Span(FIRST, 0, 0, 40)], [39])

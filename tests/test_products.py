@@ -1,7 +1,6 @@
 """models/nf4/products.py and kernels.py in Triton's interpreter, beside plain torch on dequantised weights.
 
-Its tl.dot does not know bf16, so numbers are compared in fp16 and fp32; for bf16 tests/test_ptx.py answers, and the
-last test here.
+That PTX on a card finds the same values as the table here is tests/test_ptx.py's to show.
 """
 
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from models.nf4.paths import Tile
 
 CPU = torch.device("cpu")
 TILE = Tile(tokens=8, rows=32, splits=2, unroll=1)
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3}
-HALF_AND_WHOLE = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+# In bf16 the 16 values are rounded; what experts hand from one product to the next is rounded in either.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.5e-3}
+IN_EACH_DTYPE = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Packed:
@@ -51,7 +51,7 @@ def poison() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@HALF_AND_WHOLE
+@IN_EACH_DTYPE
 @pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 17])
 @pytest.mark.parametrize("rows", [[96], [64, 16, 16], [40, 24, 24]], ids=str)
 def test_project_is_the_product_with_each_matrix(dtype: torch.dtype, tokens: int, rows: list[int]) -> None:
@@ -93,7 +93,7 @@ def stacks() -> tuple[Packed, Packed, Packed]:
     return stack(4, 128, 192), stack(4, 128, 192), stack(4, 192, 128)
 
 
-@HALF_AND_WHOLE
+@IN_EACH_DTYPE
 @pytest.mark.parametrize("gathered", [False, True])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 13])
 def test_experts(dtype: torch.dtype, gathered: bool, tokens: int, stacks: tuple[Packed, Packed, Packed]) -> None:
@@ -144,8 +144,7 @@ def test_the_sort_is_stable_and_leaves_out_who_has_none(tokens: int) -> None:
 @pytest.mark.parametrize("columns", [64, 192, 4096])
 @pytest.mark.parametrize(
     ("dtype", "bound"),
-    # The interpreter cuts a bf16 where a card rounds it.
-    [(torch.float32, 0), (torch.float16, 2**-11), (torch.bfloat16, 2**-7)],
+    [(torch.float32, 0), (torch.float16, 2**-11), (torch.bfloat16, 2**-8)],
     ids=str,
 )
 def test_dequantised_rows(columns: int, dtype: torch.dtype, bound: float) -> None:
