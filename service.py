@@ -88,6 +88,7 @@ class ZopilotGPU:
             STATUS.fail()
             os._exit(1)
         self.runtime = runtime
+        print(f"zopilot-gpu: {runtime.report}", flush=True)
         STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive)
         if not runtime.engine.wait():
             print("zopilot-gpu: the engine has stopped by a fault; the process ends", file=sys.stderr, flush=True)

@@ -78,7 +78,7 @@ class Settings:
         "ZOPILOT_KV_TOKENS", 0, _whole(0, 10_000_000), "tokens in flight; 0: what fits (without a card at most 32,768)"
     )
     step_tokens: int = _variable(
-        "ZOPILOT_STEP_TOKENS", 0, _whole(0, 8192), "tokens in one step of the engine; 0: 512, on a card 2,048"
+        "ZOPILOT_STEP_TOKENS", 0, _whole(0, 4096), "tokens in one step of the engine; 0: 512, on a card 2,048"
     )
     cpu_products: str = _variable(
         "ZOPILOT_CPU_PRODUCTS", "", _products, "`fp32` or `bf16` on a CPU; empty: bf16 where it has that"

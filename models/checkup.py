@@ -4,11 +4,13 @@
 """
 
 import platform
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from sysconfig import get_paths
 
 from models import catalog, machine, manifest, plan
 from models.catalog import Hub, Model
@@ -25,7 +27,7 @@ DRIVER_OF_CAPABILITY_12 = 570
 @dataclass(frozen=True)
 class Software:
     """What is installed. `torch` and `bitsandbytes` are "" where they are not, `cuda` is "" in a build for CPUs,
-    `torch_card` is the UUID of the card that torch would use."""
+    `torch_card` is the UUID of the card that torch would use, `launcher` where Triton's launcher comes from."""
 
     python: tuple[int, int]
     platform: str
@@ -36,6 +38,7 @@ class Software:
     torch_card: str
     bitsandbytes: str
     bitsandbytes_for_cuda: bool
+    launcher: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def software() -> Software:
     torch_version = cuda = uuid = quantiser = ""
     architectures: tuple[str, ...] = ()
     sees_card = for_cuda = False
+    launcher = ""
     try:
         import torch
 
@@ -76,11 +80,22 @@ def software() -> Software:
 
         quantiser = version("bitsandbytes")
         for_cuda = isinstance(cextension.lib, cextension.CudaBNBNativeLibrary)
+        launcher = _launcher()
     except (ImportError, OSError, PackageNotFoundError):
         pass
     python = sys.version_info[:2]
     where = f"{platform.system()} {platform.machine()}"
-    return Software(python, where, torch_version, cuda, architectures, sees_card, uuid, quantiser, for_cuda)
+    return Software(python, where, torch_version, cuda, architectures, sees_card, uuid, quantiser, for_cuda, launcher)
+
+
+def _launcher() -> str:
+    """Where Triton has the little library that launches kernels, or can build it; "" where it can do neither."""
+    from triton import knobs
+
+    if any(Path(knobs.cache.dir).glob("*/cuda_utils*.so")):
+        return "in Triton's cache"
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    return f"built by {compiler}" if compiler and Path(get_paths()["include"], "Python.h").exists() else ""
 
 
 def examine(model: Model, store: Path, here: Machine, kv_tokens: int = 0) -> list[Check]:
@@ -143,6 +158,8 @@ def judge_card(found: Software, card: Machine) -> Iterator[Check]:
         yield Check("architectures", " ".join(found.architectures), mend)
         mend = "" if found.bitsandbytes_for_cuda else f"one for CUDA {found.cuda} is needed: install its wheel again"
         yield Check("bitsandbytes library", "CUDA" if found.bitsandbytes_for_cuda else "none for CUDA", mend)
+        mend = "" if found.launcher else "gcc and Python.h are needed, or the cache that scripts/kernels makes"
+        yield Check("kernel launcher", found.launcher or "none", mend)
 
 
 def _runs(architecture: str, major: int, minor: int) -> bool:

@@ -35,7 +35,7 @@ class Runtime:
         self._products = "" if here.device != "cpu" else cpu_products or best_products()
         if self._products == "bf16":
             network.multiply_in(loaded.network, torch.bfloat16)
-        self.manifest, self._report = loaded.manifest, loaded.report
+        self.manifest, self.report = loaded.manifest, loaded.report
         self._network = loaded.network
         self.engine = Engine(
             loaded.network,
@@ -59,7 +59,7 @@ class Runtime:
                 "planned_bytes": self.manifest.resident_bytes,
                 "resident_bytes": network.resident_bytes(self._network),
                 "quantised_on": self.manifest.quantised_on,
-                "loading": str(self._report),
+                "loading": str(self.report),
             },
             "cpu_products": self._products,
             "device": str(self.engine.device),

@@ -5,10 +5,13 @@ on meta tensors, which hold no data: a step that waited for a number from the ca
 """
 
 import argparse
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import accumulate
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import settings
@@ -19,14 +22,14 @@ import torch  # noqa: E402 - the environment comes first
 import triton  # noqa: E402
 from transformers import MixtralConfig  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.backends.nvidia import driver as nvidia  # noqa: E402
 from triton.runtime import driver  # noqa: E402
+from triton.runtime.build import compile_module_from_src  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from models import catalog, machine, network  # noqa: E402
-from models.engine.attention import Span  # noqa: E402
-from models.engine.batch import Batch  # noqa: E402
-from models.engine.cache import Cache, blocks  # noqa: E402
-from models.engine.graphs import BUCKETS, FEW, Graphs  # noqa: E402
+from models.engine.cache import Cache  # noqa: E402
+from models.engine.graphs import Graphs, batches  # noqa: E402
 from models.nf4 import paths, products  # noqa: E402
 from models.nf4.matrix import Packed  # noqa: E402
 from models.nf4.slices import Slices  # noqa: E402
@@ -66,9 +69,26 @@ def main() -> int:
     options = parser.parse_args()
     if triton.knobs.runtime.interpret:
         sys.exit("scripts/kernels: TRITON_INTERPRET is set, which compiles nothing")
+    build_launcher()
     found = compile_all(machine.CARDS[options.card].capability)
     print(f"{len(found)} kernels for {options.card} in {triton.knobs.cache.dir}")
     return 0
+
+
+def build_launcher() -> None:
+    """Triton's own library in C, which it otherwise builds where it first finds a card; exits without a compiler."""
+    source = (Path(nvidia.__file__).parent / "driver.c").read_text()
+    with TemporaryDirectory() as folder:
+        # The driver's library comes with the driver: here its name is enough to be linked against.
+        stub = Path(folder, "libcuda.so.1")
+        compiler = shutil.which("gcc") or shutil.which("clang")
+        if compiler is None:
+            sys.exit("scripts/kernels: gcc or clang is needed")
+        subprocess.run([compiler, "-shared", "-o", stub, "-x", "c", "/dev/null"], check=True)
+        with suppress(ImportError):  # once built and put into the cache it is loaded, which needs the driver
+            compile_module_from_src(
+                source, "cuda_utils", [nvidia.libdevice_dir, folder], nvidia.include_dirs, nvidia.libraries
+            )
 
 
 def compile_all(capability: tuple[int, int]) -> list[Compiled]:
@@ -85,23 +105,6 @@ def compile_all(capability: tuple[int, int]) -> list[Compiled]:
             recorder.tokens = len(batch.ids)
             graphs(batch)
     return list(recorder.kernels.values())
-
-
-def batches(capability: tuple[int, int]) -> Iterator[Batch]:
-    """One for every bucket, and for larger steps on either way, with prompts that are read in one go and without."""
-    longest = paths.TABLE[capability][-1].tokens
-    for tokens in BUCKETS:
-        yield _batch([1] * tokens)
-    for tokens in (longest, longest + 1):
-        yield _batch([1] * tokens)
-        yield _batch([tokens])
-        yield _batch([1] * FEW + [tokens - FEW])
-
-
-def _batch(counts: list[int]) -> Batch:
-    starts = [0, *accumulate(counts)]
-    spans = [Span(list(range(blocks(count))), start, 0, count) for start, count in zip(starts, counts, strict=False)]
-    return Batch([1] * starts[-1], [0] * starts[-1], spans, list(range(len(counts))))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+import triton
 
 from models import catalog, checkup, machine, manifest, plan
 from models.checkup import Check, Software
@@ -30,6 +31,7 @@ HEALTHY = Software(
     torch_card="GPU-1",
     bitsandbytes="0.50.2",
     bitsandbytes_for_cuda=True,
+    launcher="built by /usr/bin/gcc",
 )
 CPU_BUILD = replace(
     HEALTHY, torch="2.13.0+cpu", cuda="", architectures=(), torch_sees_card=False, bitsandbytes_for_cuda=False
@@ -69,6 +71,7 @@ def test_a_healthy_5090_passes_every_check() -> None:
         "card: NVIDIA GeForce RTX 5090 GPU-1",
         "architectures: sm_75 sm_80 sm_90 sm_100 sm_120",
         "bitsandbytes library: CUDA",
+        "kernel launcher: built by /usr/bin/gcc",
     ]
     assert failed([*checkup.judge_software(HEALTHY), *checkup.judge_card(HEALTHY, RTX_5090)]) == []
 
@@ -161,6 +164,19 @@ def test_a_bitsandbytes_without_its_cuda_library_is_told_in_one_line() -> None:
     assert failed(checkup.judge_card(replace(HEALTHY, bitsandbytes_for_cuda=False), RTX_5090)) == [
         "bitsandbytes library: none for CUDA; one for CUDA 13.0 is needed: install its wheel again"
     ]
+    assert failed(checkup.judge_card(replace(HEALTHY, launcher=""), RTX_5090)) == [
+        "kernel launcher: none; gcc and Python.h are needed, or the cache that scripts/kernels makes"
+    ]
+
+
+def test_a_launcher_that_is_built_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    assert checkup.software().launcher.startswith("built by /")
+    monkeypatch.setenv("PATH", "")
+    assert checkup.software().launcher == ""
+    (tmp_path / "KEY").mkdir()
+    (tmp_path / "KEY" / "cuda_utils.cpython-311-x86_64-linux-gnu.so").touch()
+    assert checkup.software().launcher == "in Triton's cache"
 
 
 def test_a_torch_built_for_nothing_runs_nowhere() -> None:
@@ -485,7 +501,7 @@ def test_the_card_is_examined_where_it_is_to_compute(
     before = ["python", "platform", "torch", "bitsandbytes", "store", "disk of the store", "disk of the hub's cache"]
     assert [check.subject for check in checks] == [
         *before,
-        *("driver", "torch build", "card", "architectures", "bitsandbytes library"),
+        *("driver", "torch build", "card", "architectures", "bitsandbytes library", "kernel launcher"),
         "memory",
     ]
     lines = failed(checks)

@@ -44,9 +44,9 @@ def test_every_kernel_is_within_its_bounds(compiled: list[dict[str, Any]]) -> No
     for kernel in compiled:
         what = f"{kernel['kernel']} for {kernel['tokens']} tokens on sm_{kernel['capability']}"
         assert kernel["stack"] == 0, what  # nothing is spilled
-        assert kernel["shared"] <= SHARED[kernel["capability"]], what
-        # Two programs must find room on a multiprocessor, of 65,536 registers.
+        # Two programs must find room on a multiprocessor, of 65,536 registers and its shared memory.
         assert kernel["registers"] * kernel["threads"] <= 32_768, what
+        assert 2 * (kernel["shared"] + 1024) <= SHARED[kernel["capability"]] + 1024, what
         if kernel["kernel"] in PRODUCTS | {"_attend"}:
             assert kernel["all"].get("LDGSTS", 0) > 0, f"{what}: no asynchronous copies"
             assert kernel["all"].get("HMMA", 0) + kernel["all"].get("HGMMA", 0) > 0, f"{what}: no tensor cores"
@@ -65,10 +65,11 @@ def test_decoding_a_weight_takes_few_instructions(compiled: list[dict[str, Any]]
 def test_what_is_compiled_once_is_found_again(compiled: list[dict[str, Any]], folder: Path) -> None:
     """As on a card whose image brings the cache along."""
     card = {90: "h200", 120: "rtx-5090"}[compiled[0]["capability"]]
-    before = sorted(folder.rglob("*"))
+    before = sorted(folder.rglob("*.cubin"))
     done = run(folder, "-m", "scripts.kernels", card)
     assert done.stdout == f"{len(compiled)} kernels for {card} in {folder}\n"
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(folder.rglob("*.cubin")) == before
+    assert len(list(folder.glob("*/cuda_utils*.so"))) == 1  # what launches them needs no compiler there either
 
 
 def test_in_the_interpreter_nothing_is_compiled_and_it_says_so() -> None:

@@ -184,5 +184,6 @@ def test_prompts_are_answered(tiny_mixtral_home: Path, tmp_path: Path) -> None:
     }
     assert weights["planned_bytes"] == weights["resident_bytes"] == sum(weights["ledger"].values())
     assert weights["loading"].startswith("loaded 0.0")
+    assert f"zopilot-gpu: {weights['loading']}" in server.log.read_text()
     assert found["engine"]["path"] == "reference"
     assert weights["ledger"]["experts"] == 2 * 8 * 3 * 64 * 128 // 2

@@ -26,8 +26,9 @@ def matrix(rows: int, columns: int, seed: int = 0) -> Packed:
     return quantise(torch.randn(rows, columns, generator=generator) * 0.05, CPU)
 
 
-def stack(experts: int, rows: int, columns: int) -> Packed:
-    return Packed(*map(torch.stack, zip(*(matrix(rows, columns, seed) for seed in range(experts)), strict=True)))
+def stack(experts: int, rows: int, columns: int, seed: int = 0) -> Packed:
+    each = [matrix(rows, columns, seed + number) for number in range(experts)]
+    return Packed(*map(torch.stack, zip(*each, strict=True)))
 
 
 def each(weight: Packed, index: int) -> torch.Tensor:
@@ -90,7 +91,7 @@ def through(x: torch.Tensor, members: products.Members, stacks: tuple[Packed, Pa
 
 @pytest.fixture(scope="module")
 def stacks() -> tuple[Packed, Packed, Packed]:
-    return stack(4, 128, 192), stack(4, 128, 192), stack(4, 192, 128)
+    return stack(4, 128, 192), stack(4, 128, 192, 10), stack(4, 192, 128, 20)
 
 
 @IN_EACH_DTYPE
@@ -176,3 +177,25 @@ def scales(weight: Packed) -> torch.Tensor:
     blocks = torch.arange(weight.absmax.numel())
     found = weight.code2[weight.absmax.long()] * weight.absmax2[blocks // 256] + weight.offset
     return found.double()
+
+
+@pytest.mark.gpu
+def test_on_a_card_ptx_decodes_what_the_table_does() -> None:
+    """Each kernel by itself in bf16, full-sized steps of K, so that a failure names it."""
+    cuda = torch.device("cuda")
+
+    def there(weight: Packed) -> Packed:
+        return Packed(*(tensor.to(cuda) for tensor in weight))
+
+    weight, x = matrix(96, 512), random(5, 512, dtype=torch.bfloat16)
+    out = torch.full((9, 512), torch.nan, dtype=torch.bfloat16, device=cuda)
+    products.dequantise(there(weight), 0, 7, out)
+    assert error(out.cpu(), dequantise(weight, torch.float32)[7:16]) < 2e-3
+    parts = products.project(products.halve(x).to(cuda), [there(weight)], TILE)
+    assert error(parts.cpu().sum(0), x.float() @ dequantise(weight, torch.float32).T) < 1.5e-3
+    gate, up, down = stack(4, 128, 192), stack(4, 128, 192, 10), stack(4, 192, 128, 20)
+    x = random(13, 192, dtype=torch.bfloat16)
+    chosen = torch.rand(13, 4, generator=torch.Generator().manual_seed(0)).topk(2).indices.int()
+    for members in (products.gather(chosen.to(cuda), 4), products.scatter(chosen.to(cuda))):
+        made = through(x.to(cuda), members, (there(gate), there(up), there(down)))
+        assert error(made.cpu(), layer(x, chosen, gate, up, down)) < 5e-3

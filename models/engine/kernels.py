@@ -13,7 +13,7 @@ from models.engine.cache import BLOCK
 
 LOG2_E = 1.4426950408889634
 TILE, ROWS = 64, 16  # keys that are read at once; the fewest that tl.dot multiplies
-SETTLE_WARPS, ROTATE_WARPS, ATTEND_WARPS, JOIN_WARPS, ATTEND_STAGES = 16, 1, 4, 4, 3
+SETTLE_WARPS, ROTATE_WARPS, ATTEND_WARPS, JOIN_WARPS, ATTEND_STAGES = 16, 1, 4, 4, 2
 
 
 @triton.jit
@@ -149,7 +149,7 @@ def _rotate(
     to = queries + (token * HEADS + head) * DIM
     if head >= HEADS:
         pool = tl.where(head < HEADS + KV_HEADS, keys, values)
-        to = pool + (tl.load(slots + token) * KV_HEADS + (head - HEADS) % KV_HEADS) * DIM
+        to = pool + (tl.load(slots + token).to(tl.int64) * KV_HEADS + (head - HEADS) % KV_HEADS) * DIM
     tl.store(to + dim, x.to(dtype))
     tl.store(to + DIM // 2 + dim, y.to(dtype))
 
@@ -160,7 +160,7 @@ def rotate(
     """Rotary embedding (arXiv 2104.09864) of queries and keys; keys and values go into the pool.
 
     `partials` fp32 [S, T, (heads + 2*kv_heads) * dim]: queries, keys, values. cos and sin [T, dim] as transformers has
-    them, for dimensions in two halves. Row t goes to slot `slots`[t] (int64) of keys and values [slots, kv_heads, dim].
+    them, for dimensions in two halves. Row t goes to slot `slots`[t] of keys and values [slots, kv_heads, dim].
     Queries [T, heads, dim]; nothing is written for rows from `live` (int32 [1]) on.
     """
     (splits, rows, _), (_, kv_heads, dim) = partials.shape, keys.shape

@@ -67,12 +67,15 @@ def project(
     K: tl.constexpr, UNROLL: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
-    """Three matrices that read the same x, as one of Q + 2 KV rows; grid [tiles of rows, splits, tiles of tokens]."""
+    """Three matrices that read the same x, as one of Q + 2 KV rows; grid [tiles of tokens, tiles of rows, splits].
+
+    In all grids programs that read the same weights stand side by side, so that they are read from DRAM once.
+    """
     BLOCKS: tl.constexpr = K // 64
     PART: tl.constexpr = BLOCKS // SPLITS
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    split = tl.program_id(1)
-    row = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
+    n = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    split = tl.program_id(2)
+    row = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     live = row < T
     N = Q + 2 * KV
     inside = tl.minimum(n, N - 1)
@@ -91,9 +94,9 @@ def project(
 
 
 @triton.jit
-def _choose(members, E: tl.constexpr, TOKENS: tl.constexpr, GATHERED: tl.constexpr):
-    """What tile program_id(1) is to compute: an expert, -1 for none, assignments [TOKENS] and which of them are."""
-    tile = tl.program_id(1)
+def _assign(members, E: tl.constexpr, TOKENS: tl.constexpr, GATHERED: tl.constexpr):
+    """What tile program_id(0) is to compute: an expert, -1 for none, assignments [TOKENS] and which of them are."""
+    tile = tl.program_id(0)
     place = tl.arange(0, TOKENS)
     if GATHERED:
         experts = tl.arange(0, E)
@@ -118,15 +121,15 @@ def gate_up(
     N: tl.constexpr, K: tl.constexpr, SCALES: tl.constexpr, E: tl.constexpr, TOP: tl.constexpr, UNROLL: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, GATHERED: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """silu(x @ gate.T) * (x @ up.T) in halves; grid [tiles of rows, tiles of assignments].
+    """silu(x @ gate.T) * (x @ up.T) in halves; grid [tiles of assignments, tiles of rows].
 
     Of a tile's rows every other one is gate's and the next one up's, so that both meet in one thread.
     """
-    expert, assigned, live = _choose(members, E, TOKENS, GATHERED)
+    expert, assigned, live = _assign(members, E, TOKENS, GATHERED)
     if expert >= 0:
         BLOCKS: tl.constexpr = K // 64
         local = tl.arange(0, ROWS)
-        n = tl.minimum(tl.program_id(0) * (ROWS // 2) + local // 2, N - 1)
+        n = tl.minimum(tl.program_id(1) * (ROWS // 2) + local // 2, N - 1)
         is_gate = local % 2 == 0
         row = expert.to(tl.int64) * N + n
         packed = tl.where(is_gate, gate.packed, up.packed) + row * (K // 2)
@@ -138,7 +141,7 @@ def gate_up(
             0, BLOCKS, K, UNROLL, TOKENS, ROWS, PTX,
         )  # fmt: skip
         left, right = tl.split(tl.permute(tl.reshape(total * shrink, [ROWS // 2, 2, TOKENS]), [0, 2, 1]))
-        n = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        n = tl.program_id(1) * (ROWS // 2) + tl.arange(0, ROWS // 2)
         place = (n % 2)[:, None] * (A * (N // 2)) + assigned[None, :] * (N // 2) + (n // 2)[:, None]
         made = left * right / (1 + tl.exp(-left))
         tl.store(out + place, made.to(out.dtype.element_ty), live[None, :] & (n < N)[:, None])
@@ -150,12 +153,12 @@ def down(
     N: tl.constexpr, K: tl.constexpr, SCALES: tl.constexpr, E: tl.constexpr, UNROLL: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr, GATHERED: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """Each assignment's own row of x, [2, A, K/2], times its expert's matrix; grid [rows, assignments, splits]."""
-    expert, assigned, live = _choose(members, E, TOKENS, GATHERED)
+    """Each assignment's own row of x, [2, A, K/2], times its expert's matrix; grid [assignments, rows, splits]."""
+    expert, assigned, live = _assign(members, E, TOKENS, GATHERED)
     if expert >= 0:
         BLOCKS: tl.constexpr = K // 64
         PART: tl.constexpr = BLOCKS // SPLITS
-        n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        n = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         split = tl.program_id(2)
         inside = tl.minimum(n, N - 1)
         row = expert.to(tl.int64) * N + inside

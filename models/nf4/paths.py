@@ -44,9 +44,9 @@ SM_120 = (
     Path(2, False, 32, Tile(8, 32, 4, warps=2), Tile(8, 32, 4, warps=2), Tile(8, 64), Tile(8, 64, 4)),
     Path(8, True, 16, Tile(8, 32, 4, warps=2), Tile(8, 32, 4, warps=2), Tile(8, 64), Tile(8, 64, 4)),
     Path(16, True, 8, Tile(16, 32, 4, warps=2), Tile(16, 32, 4, warps=2), Tile(8, 64), Tile(8, 64, 2)),
-    Path(32, True, 4, Tile(32, 64, 4), Tile(32, 64, 4), Tile(16, 64), Tile(16, 64, 2)),
-    Path(64, True, 2, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(16, 64), Tile(16, 64, 2)),
-    Path(512, True, 2, Tile(64, 64, 1, 2), Tile(64, 64, 2, 2), Tile(64, 64, 1, 2), Tile(64, 64, 1, 2)),
+    Path(32, True, 4, Tile(32, 64, 4, 2, stages=3), Tile(32, 64, 4, 2, stages=3), Tile(16, 64), Tile(16, 64, 2)),
+    Path(64, True, 2, Tile(64, 64, 4, 2, stages=3), Tile(64, 64, 4, 2, stages=3), Tile(16, 64), Tile(16, 64, 2)),
+    Path(512, True, 2, *(Tile(64, 64, splits, 2, stages=3) for splits in (1, 2, 1, 1))),
 )
 # 64 rows in four warps would be wgmma there, which decodes 30 % slower for few tokens.
 SM_90 = (

@@ -65,7 +65,7 @@ def project(x: torch.Tensor, matrices: list[Packed], tile: Tile) -> torch.Tensor
     first, second, third = matrices * 3 if len(matrices) == 1 else matrices
     values, shrink = table(x.dtype, x.device)
     out = x.new_empty(tile.splits, tokens, sum(rows), dtype=torch.float32)
-    grid = (triton.cdiv(sum(rows), tile.rows), tile.splits, triton.cdiv(tokens, tile.tokens))
+    grid = (triton.cdiv(tokens, tile.tokens), triton.cdiv(sum(rows), tile.rows), tile.splits)
     kernels.project[grid](
         x, tokens, first, second, third, values, out, rows[0], rows[1] if len(rows) > 1 else 0, shrink,
         2 * half, tile.unroll, tile.tokens, tile.rows, tile.splits, ptx(x.dtype),
@@ -82,7 +82,7 @@ def gate_up(x: torch.Tensor, gate: Packed, up: Packed, members: Members, tile: T
     count = members.chosen.numel()
     values, shrink = table(x.dtype, x.device)
     out = x.new_empty(2, count, rows // 2)
-    kernels.gate_up[(triton.cdiv(2 * rows, tile.rows), _tiles(members, experts, tile))](
+    kernels.gate_up[(_tiles(members, experts, tile), triton.cdiv(2 * rows, tile.rows))](
         x, tokens, count, members, gate, up, values, out, shrink,
         rows, 2 * half, gate.absmax2.shape[1], experts, members.chosen.shape[1], tile.unroll,
         tile.tokens, tile.rows, bool(members.order.numel()), ptx(x.dtype),
@@ -98,7 +98,7 @@ def down(x: torch.Tensor, weight: Packed, members: Members, tile: Tile) -> torch
     experts, rows, _ = weight.packed.shape
     values, shrink = table(x.dtype, x.device)
     out = x.new_empty(tile.splits, count, rows, dtype=torch.float32)
-    kernels.down[(triton.cdiv(rows, tile.rows), _tiles(members, experts, tile), tile.splits)](
+    kernels.down[(_tiles(members, experts, tile), triton.cdiv(rows, tile.rows), tile.splits)](
         x, count, members, weight, values, out, shrink,
         rows, 2 * half, weight.absmax2.shape[1], experts, tile.unroll,
         tile.tokens, tile.rows, tile.splits, bool(members.order.numel()), ptx(x.dtype),
