@@ -3,6 +3,8 @@
 In fp32, where both agree to rounding; a bucket's padding, every path of the table and slices are gone through.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -249,12 +251,27 @@ def test_flash_attention_is_asked_as_this_torch_wants_it(shares: bool, monkeypat
     assert varlen.FLASH
     assert varlen.SHARES
     monkeypatch.setattr(varlen, "SHARES", shares)
-    with pytest.raises(Exception, match=r"(?i)cuda|cpu|flash|not implemented"):
-        # All checks of arguments are passed before the kernel itself is missed here.
-        pieces = varlen.Pieces.lay([Span(FIRST, 0, 0, 20)], CPU)
-        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-        pool = torch.zeros(512, 2, 16).half()
-        pieces.attend(torch.zeros(20, 4, 16).half(), pool, pool, 0.25)
+    pieces = varlen.Pieces.lay([Span(FIRST, 0, 0, 20)], CPU)
+    asked, pool = torch.zeros(20, 4, 16).half(), torch.zeros(20, 2, 16).half()
+    # All checks of arguments are passed before the kernel itself is missed here.
+    with pytest.raises(NotImplementedError, match="CPU"):
+        pieces.by_flash(asked, pool, pool, 0.25)
+
+
+@pytest.mark.parametrize("fault", ["none", "missing", "wrong"])
+def test_flash_attention_is_taken_where_it_does_what_sdpa_does(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDPA stands in for the kernel that only a card has."""
+
+    def flash(pieces: varlen.Pieces, *given: Any) -> torch.Tensor:
+        if fault == "missing":
+            raise RuntimeError("no kernel image is available for execution on the device")
+        found = pieces.by_sdpa(*given)
+        return found.flip(0) if fault == "wrong" else found
+
+    monkeypatch.setattr(varlen.Pieces, "by_flash", flash)
+    varlen.works.cache_clear()
+    assert varlen.works(CPU, torch.float16, 4, 2, 16) is (fault == "none")
+    varlen.works.cache_clear()
 
 
 @pytest.mark.gpu

@@ -1,6 +1,8 @@
 """Attention of long pieces of prompts by the best kernel that torch brings: its own flash attention, else SDPA."""
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from itertools import accumulate
 from typing import Any
@@ -10,6 +12,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from models.engine.attention import Span, attend, slots
 
+log = logging.getLogger("zopilot.engine")
 # Earlier releases of torch cannot say "causal, aligned at the end", or cannot share keys between heads.
 FLASH = "window_size" in signature(varlen_attn).parameters
 SHARES = "enable_gqa" in signature(varlen_attn).parameters
@@ -38,14 +41,21 @@ class Pieces:
     def attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
         """queries [T, heads, dim] of all rows, keys and values of the pool [slots, kv_heads, dim] → [n, heads, dim]."""
         asked, seen, told = queries[self.rows], keys[self.reads], values[self.reads]
-        if FLASH and asked.is_cuda and asked.dtype != torch.float32:
-            most = max(count for count, _ in self.counts), max(end for _, end in self.counts)
-            shared: dict[str, Any] = {"enable_gqa": True} if SHARES else {}
-            if not SHARES:
-                seen, told = (each.repeat_interleave(asked.shape[1] // each.shape[1], 1) for each in (seen, told))
-            found = varlen_attn(asked, seen, told, *self.starts, *most, scale=scaling, window_size=(-1, 0), **shared)
-            assert isinstance(found, torch.Tensor)
-            return found
+        flash = asked.is_cuda and works(asked.device, asked.dtype, asked.shape[1], seen.shape[1], asked.shape[2])
+        return self.by_flash(asked, seen, told, scaling) if flash else self.by_sdpa(asked, seen, told, scaling)
+
+    def by_flash(self, asked: torch.Tensor, seen: torch.Tensor, told: torch.Tensor, scaling: float) -> torch.Tensor:
+        """asked [n, heads, dim], seen and told [m, kv_heads, dim] → [n, heads, dim]; all pieces in one launch."""
+        most = max(count for count, _ in self.counts), max(end for _, end in self.counts)
+        shared: dict[str, Any] = {"enable_gqa": True} if SHARES else {}
+        if not SHARES:
+            seen, told = (each.repeat_interleave(asked.shape[1] // each.shape[1], 1) for each in (seen, told))
+        found = varlen_attn(asked, seen, told, *self.starts, *most, scale=scaling, window_size=(-1, 0), **shared)
+        assert isinstance(found, torch.Tensor)
+        return found
+
+    def by_sdpa(self, asked: torch.Tensor, seen: torch.Tensor, told: torch.Tensor, scaling: float) -> torch.Tensor:
+        """The same, piece by piece."""
         made: list[torch.Tensor] = []
         row = read = 0
         for count, end in self.counts:
@@ -56,3 +66,23 @@ class Pieces:
             made.append(attend(query, key, value, scaling).transpose(0, 1))
             row, read = row + count, read + end
         return torch.cat(made)
+
+
+@cache
+def works(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> bool:
+    """Whether torch's flash attention computes here what SDPA does: tried once, on two pieces of random tokens."""
+    if not FLASH or dtype == torch.float32:
+        return False
+    pieces = Pieces.lay([Span([0, 1], 0, 0, 20), Span([2, 3], 20, 7, 18)], device)
+    asked = torch.randn(38, heads, dim, device=device).to(dtype)
+    seen, told = torch.randn(2, 45, kv_heads, dim, device=device).to(dtype)
+    try:
+        found = pieces.by_flash(asked, seen, told, dim**-0.5).float()
+    except RuntimeError as error:
+        log.warning("torch's flash attention does not run on this card (%s): SDPA takes its place", error)
+        return False
+    expected = pieces.by_sdpa(asked, seen, told, dim**-0.5).float()
+    if (found - expected).norm() < 0.02 * expected.norm():
+        return True
+    log.error("torch's flash attention is wrong on this card: SDPA takes its place")
+    return False
