@@ -57,9 +57,14 @@ class Graphs:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Logits [n, vocabulary] behind the places that are wanted."""
+        logits = self._replay(batch) if len(batch.ids) <= BUCKETS[-1] else self._launch(batch)
+        if self._pinned and not batch.wanted:
+            torch.cuda.synchronize(self._device)  # nobody waits for a token, and a fault must show in its own step
+        return logits
+
+    def _replay(self, batch: Batch) -> torch.Tensor:
+        """A small step, padded to the next bucket."""
         tokens = len(batch.ids)
-        if tokens > BUCKETS[-1]:
-            return self._launch(batch)
         size = next(size for size in BUCKETS if tokens <= size)
         self._fill(batch, size)
         logits = self._captured[size].replay() if self._captured else self._compute(self._step(size))
