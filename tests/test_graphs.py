@@ -11,8 +11,8 @@ from torch import nn
 from transformers import LlamaConfig, MixtralConfig, PreTrainedModel
 
 from models import network
-from models.engine import varlen
-from models.engine.attention import Span
+from models.engine import graphs, varlen
+from models.engine.attention import FEW, Span
 from models.engine.batch import Batch
 from models.engine.cache import Cache
 from models.engine.decoder import computes
@@ -21,6 +21,7 @@ from models.engine.forward import pick
 from models.engine.graphs import BUCKETS, Graphs
 from models.engine.reference import Reference
 from models.engine.sequence import Sampling, Sequence
+from models.failure import Failure
 from models.nf4 import paths
 from models.nf4.linear import NF4Weight
 from models.nf4.matrix import quantise
@@ -176,6 +177,31 @@ def test_a_row_is_the_same_to_the_bit_in_whatever_place_of_a_bucket(model: PreTr
         beside = [Span(FIRST, 0, 30, 1), Span(THIRD, 1, 0, 1), Span(LONG, 2, 0, 1), Span(SECOND, 3, 9, 1)]
         four = ours(Batch([1, 2, 3, 7], [30, 0, 0, 9], beside, [3]))
     assert torch.equal(three, four)
+
+
+def test_a_card_that_computes_nonsense_is_not_served_from(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "batches", lambda _: [graphs._batch([1]), graphs._batch([1, 9])])
+    ours = Graphs(model, cache(), (12, 0))
+    with torch.inference_mode():
+        ours._warm_up()
+        monkeypatch.setattr(ours, "_compute", lambda step: torch.full((len(step.ids), 100), torch.nan))
+        with pytest.raises(Failure, match="machine_unfit"):
+            ours._warm_up()
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (12, 0), (8, 9)], ids=str)
+def test_the_warm_up_has_steps_of_every_kind(capability: tuple[int, int]) -> None:
+    kinds = set()
+    for batch in graphs.batches(capability):
+        path = paths.choose(capability, len(batch.ids))
+        long = {span.count > FEW for span in batch.spans}
+        kinds.add((path.tokens if path else 0, True in long, False in long))
+        assert len(batch.ids) == len(batch.positions) == sum(span.count for span in batch.spans)
+    every = {(path.tokens, False, True) for path in paths.TABLE.get(capability, paths.SM_120)}
+    large = {(tokens, *rows) for tokens in (512, 0) for rows in ((False, True), (True, False), (True, True))}
+    assert kinds == every | large
 
 
 def test_padding_writes_no_keys(model: PreTrainedModel) -> None:
