@@ -154,6 +154,15 @@ def test_slices_agree(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -
     both.compare((FIRST, 5, 1), (LONG, 0, 70), (SECOND, 4, 2))
 
 
+def test_bitsandbytes_products_agree_where_the_table_names_them(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = paths.SM_120[1]._replace(project=None, output=None)
+    monkeypatch.setattr(paths, "choose", lambda *_: path)
+    both = Both(model, (12, 0))
+    both.compare((FIRST, 0, 5), (SECOND, 3, 1))
+
+
 @pytest.mark.parametrize("nbytes", [16 * 64 * 4, 5 << 10, 1 << 20])
 def test_however_thin_the_slices_the_product_is_the_same(nbytes: int) -> None:
     weight, x = quantise(torch.randn(80, 64), CPU), torch.randn(3, 64)

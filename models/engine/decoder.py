@@ -16,7 +16,7 @@ from models.engine.varlen import Pieces
 from models.nf4 import products
 from models.nf4.linear import NF4Weight
 from models.nf4.matrix import Packed, dense
-from models.nf4.paths import Path, Tile
+from models.nf4.paths import Path
 from models.nf4.slices import Slices
 
 
@@ -77,16 +77,16 @@ class Decoder:
 
     def __call__(self, step: Step, path: Path | None) -> torch.Tensor:
         """Normed hidden states [T, hidden]; by slices of whole matrices where there is no path."""
-        halves = path is not None
+        halves, slices = path is not None, self._slices
         residual = self._model.embed_tokens(step.ids)
         cos, sin = (each[0] for each in self._model.rotary_emb(residual, step.positions[None]))
         normed = settle(None, residual, self._layers[0].before, self._eps, halves=halves)
         for at, layer in enumerate(self._layers):
             keys, values = self._cache.pool[at]
-            made = self._project(normed, layer.qkv, path and path.project)
+            made = products.project(normed, layer.qkv, path.project) if path else slices.project(normed, layer.qkv)
             queries = rotate(made, cos, sin, step.slots, keys, values, self._heads, step.live)
             read = self._attend(queries, keys, values, step, path)
-            made = self._project(read, layer.output, path and path.output)
+            made = products.project(read, layer.output, path.output) if path else slices.project(read, layer.output)
             normed, chosen, shares = route(
                 made, residual, layer.after, self._eps, layer.router, self._top_k, step.live, halves=halves
             )
@@ -99,9 +99,6 @@ class Decoder:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [n, hidden] → [n, vocabulary]."""
         return dense(hidden, self._head)
-
-    def _project(self, x: torch.Tensor, matrices: list[Packed], tile: Tile | None) -> torch.Tensor:
-        return products.project(x, matrices, tile) if tile else self._slices.project(x, matrices)
 
     def _attend(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, path: Path | None

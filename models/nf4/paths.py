@@ -28,13 +28,14 @@ class Tile(NamedTuple):
 
 class Path(NamedTuple):
     """The way of a step of at most `tokens` tokens. `gathered`: an expert's tokens are brought together first;
-    where they are not, each assignment reads its expert's weights for itself. `parts`: how many a row's keys make."""
+    where they are not, each assignment reads its expert's weights for itself. `parts`: how many a row's keys make.
+    `project` (q, k and v) and `output` may be None: then bitsandbytes' own fused kernel multiplies."""
 
     tokens: int
     gathered: bool
     parts: int
-    project: Tile
-    output: Tile
+    project: Tile | None
+    output: Tile | None
     gate_up: Tile
     down: Tile
 

@@ -10,7 +10,7 @@ import torch
 import triton
 
 from models.nf4 import kernels
-from models.nf4.matrix import Packed
+from models.nf4.matrix import Packed, multiply
 from models.nf4.paths import Tile
 
 CHUNK = 256  # assignments that the sort looks at together
@@ -57,8 +57,14 @@ def scatter(chosen: torch.Tensor) -> Members:
     return Members(chosen, none, none)
 
 
-def project(x: torch.Tensor, matrices: list[Packed], tile: Tile) -> torch.Tensor:
-    """x [2, T, K/2] times one matrix, or q, k and v at once → fp32 parts [S, T, N], N all their rows."""
+def project(x: torch.Tensor, matrices: list[Packed], tile: Tile | None) -> torch.Tensor:
+    """x [2, T, K/2] times one matrix, or q, k and v at once → fp32 parts [S, T, N], N all their rows.
+
+    Without a tile by bitsandbytes, whose kernel is fused for few tokens (5 to 8) only: [1, T, N] in x's dtype.
+    """
+    if tile is None:
+        whole = x.permute(1, 2, 0).flatten(1)
+        return torch.cat([multiply(whole, matrix) for matrix in matrices], dim=1)[None]
     _, tokens, half = x.shape
     tile = tile.fit(2 * half)
     rows = [matrix.packed.shape[0] for matrix in matrices]
