@@ -38,6 +38,17 @@ interpreter.teach()
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 MISTRAL_V1 = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+TINY_MIXTRAL = MixtralConfig(
+    architectures=["MixtralForCausalLM"],
+    vocab_size=100,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_local_experts=4,
+    max_position_embeddings=512,
+)
 
 
 @pytest.fixture(scope="session")

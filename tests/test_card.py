@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MixtralConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from benchmarks.card import (
     check,
@@ -47,21 +47,11 @@ from models.nf4 import experts, linear, paths
 from models.nf4.matrix import Packed, multiply
 from models.nf4.paths import Tile
 from models.nf4.slices import Slices
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_MIXTRAL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-CONFIG = MixtralConfig(
-    architectures=["MixtralForCausalLM"],
-    vocab_size=100,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_local_experts=4,
-    max_position_embeddings=512,
-)
+CONFIG = TINY_MIXTRAL
 BF16 = plan.make("tiny", CONFIG.to_dict(), "bfloat16")
 RTX_5090, H200 = Limits(1.792e12, 210e12), Limits(4.3e12, 790e12)
 MIXTRAL, PLANNED = projection.sizes(), plan.of_row(catalog.MIXTRAL)

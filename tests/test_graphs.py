@@ -26,19 +26,10 @@ from models.nf4 import paths
 from models.nf4.linear import NF4Weight
 from models.nf4.matrix import quantise
 from models.nf4.slices import Slices
+from tests.conftest import TINY_MIXTRAL
 
 CPU = torch.device("cpu")
-CONFIG = MixtralConfig(
-    architectures=["MixtralForCausalLM"],
-    vocab_size=100,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    num_local_experts=4,
-    max_position_embeddings=512,
-)
+CONFIG = TINY_MIXTRAL
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +199,7 @@ def test_the_warm_up_has_steps_of_every_kind(capability: tuple[int, int]) -> Non
         long = {span.count > FEW for span in batch.spans}
         kinds.add((path.tokens if path else 0, True in long, False in long))
         assert len(batch.ids) == len(batch.positions) == sum(span.count for span in batch.spans)
-    every = {(path.tokens, False, True) for path in paths.TABLE.get(capability, paths.SM_120)}
+    every = {(path.tokens, False, True) for path in paths.of(capability)}
     large = {(tokens, *rows) for tokens in (512, 0) for rows in ((False, True), (True, False), (True, True))}
     assert kinds == every | large
 

@@ -32,7 +32,7 @@ def measure(
     fitting = [size for size in sizes if size + BLOCK <= rig.room]
     cache = rig.cache(blocks(max(fitting)) * BLOCK)
     found: list[dict[str, Any]] = []
-    tiles = paths.TABLE.get(capability(rig.device), paths.SM_120)[-1]
+    tiles = paths.of(capability(rig.device))[-1]
     ways: list[tuple[str, int, Callable[..., paths.Path | None]]] = [
         ("as served", slices.SCRATCH, paths.choose),
         ("tiles", slices.SCRATCH, lambda *_: tiles),

@@ -54,7 +54,7 @@ def measure(rig: Rig, *, steps: tuple[int, ...] = (), context: int = 1560) -> di
     A layer's `seconds` count what the next kernel has to read of the parts that a split product leaves, at the copy's
     rate. `steps`: only these paths (by their most tokens).
     """
-    table = paths.TABLE.get(operations.capability(rig.device), paths.SM_120)
+    table = paths.of(operations.capability(rig.device))
     layers = operations.layers_of(rig.network)
     cells: list[dict[str, Any]] = []
     parts: list[dict[str, Any]] = []

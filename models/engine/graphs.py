@@ -104,7 +104,7 @@ class Graphs:
     def _fill(self, batch: Batch, size: int) -> None:
         """Send a batch to where the bucket of `size` reads it."""
         if self._copied:
-            self._copied.synchronize()  # of a step in which nobody was due, no one has waited for anything
+            self._copied.synchronize()  # nobody need have waited for the logits of the step before
         tokens = len(batch.ids)
         heads, tables = (part.numpy() for part in self._parts(self._sent, size))
         heads[:, tokens:] = 0
@@ -146,7 +146,7 @@ class Graphs:
 def batches(capability: tuple[int, int]) -> Iterator[Batch]:
     """Steps that between them launch all there is: one for each bucket; larger ones, on either side of the table's end,
     of single tokens, of one prompt, and of both."""
-    longest = paths.TABLE.get(capability, paths.SM_120)[-1].tokens
+    longest = paths.of(capability)[-1].tokens
     for tokens in BUCKETS:
         yield _batch([1] * tokens)
     for tokens in (longest, longest + 1):

@@ -61,7 +61,11 @@ SM_90 = (
 TABLE = {(12, 0): SM_120, (9, 0): SM_90}
 
 
+def of(capability: tuple[int, int]) -> tuple[Path, ...]:
+    """A card's paths, those of few tokens first. Unknown cards go the 5090's way."""
+    return TABLE.get(capability, SM_120)
+
+
 def choose(capability: tuple[int, int], tokens: int) -> Path | None:
-    """The path of a step of `tokens` tokens; None where slices are dequantised. Unknown cards go the 5090's way."""
-    paths = TABLE.get(capability, SM_120)
-    return next((path for path in paths if tokens <= path.tokens), None)
+    """The path of a step of `tokens` tokens; None where slices are dequantised."""
+    return next((path for path in of(capability) if tokens <= path.tokens), None)
