@@ -207,7 +207,7 @@ def _worded(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _day(year: str, month: str, day: str) -> date | None:
-    if len(year) not in (2, 4) or len(month) > 2 or len(day) > 2:
+    if len(year) not in (2, 4) or len(month) > 2 or len(day) > 2 or not (year + day).isdigit():
         return None
     full = int(year) if len(year) == 4 else int(year) + (1900 if int(year) >= PIVOT else 2000)
     try:

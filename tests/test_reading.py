@@ -308,3 +308,8 @@ def test_a_day_with_its_months_name_is_one_day(day: date, names: list[str], leng
 @given(DAYS, st.integers(1, 400))
 def test_another_day_is_no_reading_of_iso(day: date, apart: int) -> None:
     assert day + timedelta(apart) not in dates(day.isoformat())
+
+
+@pytest.mark.parametrize("text", ["2 may onxe", "may 2 abcd", "abcd may 2", "may may 2018", "2 may ab"])
+def test_a_word_is_no_year_and_no_day(text: str) -> None:
+    assert dates(text) == frozenset()
