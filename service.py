@@ -3,11 +3,13 @@
 No torch is imported here: this module is also imported by the supervisor and by `bentoml build`.
 """
 
+import asyncio
 import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import settings
@@ -20,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
 from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
+from serving import decisions  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
 from serving.protocol import Arrival, Prompt, Reply  # noqa: E402
@@ -81,6 +84,7 @@ class ZopilotGPU:
                 step_tokens=SETTINGS.step_tokens,
                 queue_tokens=SETTINGS.queue_tokens,
                 cpu_products=SETTINGS.cpu_products,
+                receipt_key=SETTINGS.receipt_key,
             )
         except BaseException as error:
             reason = error.message if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
@@ -89,7 +93,7 @@ class ZopilotGPU:
             os._exit(1)
         self.runtime = runtime
         print(f"zopilot-gpu: {runtime.report}", flush=True)
-        STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive)
+        STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive, runtime.info)
         if not runtime.engine.wait():
             print("zopilot-gpu: the engine has stopped by a fault; the process ends", file=sys.stderr, flush=True)
             STATUS.fail()
@@ -117,16 +121,22 @@ class ZopilotGPU:
     def prompt(self, arrivals: list[Arrival]) -> list[Arrival]:
         """Ask about a document. Admits what BentoML has gathered and gives each its ticket; nobody waits here."""
         for arrival in arrivals:
-            self._admit(arrival)
+            if arrival.prompt is not None:
+                self._admit(arrival, self.runtime.prompts.ask, arrival.prompt, arrival.prompt.deadline_ms)
         return arrivals
 
-    def _admit(self, arrival: Arrival) -> None:
+    @bentoml.api(route="/v1/decisions", input_spec=decisions.Questions, output_spec=decisions.Answers)
+    async def decide(self, arrival: decisions.Arrival) -> decisions.Arrival:
+        """Typed questions about one input. Admits them all, in a thread: they may be many."""
+        if arrival.questions is not None:
+            await asyncio.to_thread(self._admit, arrival, self.runtime.decisions.ask, arrival.questions, None)
+        return arrival
+
+    def _admit(self, arrival: Any, ask: Callable[[Any, float], Any], asked: Any, deadline_ms: int | None) -> None:
         """A refusal is a value: it is this arrival's alone."""
-        if arrival.prompt is None:
-            return
-        allowed = min(arrival.prompt.deadline_ms or SETTINGS.deadline_ms, SETTINGS.deadline_ms)
+        allowed = min(deadline_ms or SETTINGS.deadline_ms, SETTINGS.deadline_ms)
         try:
-            ticket = self.runtime.prompts.ask(arrival.prompt, arrival.caller.since + allowed / 1000)
+            ticket = ask(asked, arrival.caller.since + allowed / 1000)
         except Failure as refused:
             arrival.failure = refused
         except Exception as error:

@@ -83,6 +83,9 @@ class Settings:
     cpu_products: str = _variable(
         "ZOPILOT_CPU_PRODUCTS", "", _products, "`fp32` or `bf16` on a CPU; empty: bf16 where it has that"
     )
+    receipt_key: str = _variable(
+        "ZOPILOT_RECEIPT_KEY", "", _text, "secret for the hashes in receipts; empty: one is made beside the model store"
+    )
     deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 
 

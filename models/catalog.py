@@ -34,7 +34,7 @@ class Model:
     """A row. `config` is what the publisher's config.json says of its size, for plans made before it is downloaded;
     `dtype` is that of what stays unquantised. `markers` are turn markers that text from outside must never spell
     because the tokenizer treats them as ordinary text; `alternates`: the chat template knows no system turn and
-    wants user and assistant by turns (models/template.py)."""
+    wants user and assistant by turns (models/template.py). `lists_labels`: whether labels are shown to the model."""
 
     name: str
     source: Hub | Wheel
@@ -48,6 +48,7 @@ class Model:
     card: str
     markers: tuple[str, ...] = ()
     alternates: bool = False
+    lists_labels: bool = True
 
     @property
     def architecture(self) -> str:
@@ -80,6 +81,8 @@ SMOLLM2 = Model(
     temperature=0.0,
     top_p=1.0,
     card="SmolLM2 135M Instruct, Apache-2.0. For trying the service: answers of the right form, not the right facts.",
+    # Measured on 150 messages of BANKING77, 8 labels: right in 23 % with a list before its eyes, in 61 % without.
+    lists_labels=False,
 )
 
 MIXTRAL = Model(

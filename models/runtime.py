@@ -1,14 +1,19 @@
 """A catalogue row made ready to answer: found in the store, loaded, its engine running, warmed up by a first answer."""
 
+import hashlib
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models import catalog, checkup, manifest, network, plan, store
+from models import calibration, catalog, checkup, manifest, network, plan, store
+from models.decisions import Decisions
 from models.engine.engine import Engine
 from models.machine import Machine
-from models.prompt import Prompts
+from models.prompt import TEMPLATE, Prompts
+from models.receipt import Receipts, find_key
 
 STEP_TOKENS = {"cuda": 2048, "cpu": 512}  # as long as an answer may wait while prompts are read
 
@@ -26,6 +31,7 @@ class Runtime:
         step_tokens: int,
         queue_tokens: int,
         cpu_products: str,
+        receipt_key: str = "",
     ) -> None:
         checkup.require(checkup.examine(model, models, here, kv_tokens))
         item = manifest.locate(model, models)
@@ -45,8 +51,23 @@ class Runtime:
             queue_tokens=queue_tokens,
         )
         self.engine.start()
-        self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops)
+        self._model, self._made_with = model, made_with(loaded, item, self.engine)
+        self._calibrations = models.parent / "calibrations"
+        receipts = Receipts(find_key(receipt_key, models.parent), self._made_with)
+        self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops, receipts, self._calibrations)
         self.prompts.warm_up()
+        self.decisions = Decisions(model, loaded.manifest.tag, loaded.tokenizer, self.engine, queue_tokens)
+
+    def info(self) -> dict[str, Any]:
+        """What is served, what answers are made with, and the calibrations in force; Failure where one is broken."""
+        active = calibration.find_all(self._calibrations, self.manifest.tag)
+        return {
+            "model": self._model.name,
+            "card": self._model.card,
+            "context_length": self._model.context_length,
+            "made_with": self._made_with,
+            "calibrations": [{"id": each.id, **asdict(each)} for each in active],
+        }
 
     def detail(self) -> dict[str, Any]:
         """Figures for /health: what is loaded, proven in bytes, and what the engine is doing."""
@@ -64,7 +85,7 @@ class Runtime:
             "cpu_products": self._products,
             "device": str(self.engine.device),
             "engine": {
-                "path": self.engine.path,
+                "path": self.engine.forward.name,
                 "waiting": self.engine.waiting,
                 "running": self.engine.running,
                 "queued_cost": self.engine.admission.queued,
@@ -74,6 +95,18 @@ class Runtime:
                 "kv_bytes_per_token": cache.bytes_per_token,
             },
         }
+
+
+def made_with(loaded: store.Loaded, item: Path, engine: Engine) -> dict[str, Any]:
+    """What every answer of this process is made with, for its receipt."""
+    template = f"{TEMPLATE}\n{loaded.tokenizer.chat_template}"
+    return {
+        "model": loaded.manifest.tag,
+        "weights": hashlib.sha256((item / manifest.FILE).read_bytes()).hexdigest(),
+        "template": hashlib.sha256(template.encode()).hexdigest(),
+        "computed": f"{engine.forward.name} on {engine.device}",
+        "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes", "llguidance")},
+    }
 
 
 def best_products() -> str:

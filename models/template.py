@@ -51,6 +51,7 @@ class Template:
         self._markers = markers
         self._alternates = alternates
         self._special = re.compile("|".join(re.escape(token) for token in tokenizer.all_special_tokens))
+        self._shown = lru_cache(64)(self._show)
         self._skeleton = lru_cache(64)(self._render)
         self._skeleton(("user",))
 
@@ -72,6 +73,15 @@ class Template:
                 plain += next(texts) if piece == SLOT else piece
         return ids + self._ids(plain)
 
+    def reply(self, text: str) -> list[int]:
+        """Ids of `text` as the assistant says it behind a prompt whose last turn is a user's, its end not included."""
+        tail = self._special.split(self._shown(("user",)).split(SLOT)[1])[-1]
+        between = self._shown(("user", "assistant"), speaks=False).split(SLOT)[1]
+        said = between[between.rindex(tail) + len(tail) :] + guard(text, self._markers)
+        before, ids = self._ids(tail), self._ids(tail + said)
+        # Where the tokenizer joins both, there is no such place; then the answer is cut for itself.
+        return ids[len(before) :] if ids[: len(before)] == before else self._ids(said)
+
     def decode(self, ids: list[int]) -> str:
         """What the model has said, with markers that it has copied as they were in the caller's text."""
         return unguard(str(self._tokenizer.decode(ids, skip_special_tokens=True)), self._markers)
@@ -83,8 +93,7 @@ class Template:
 
     def _render(self, roles: tuple[str, ...]) -> list[str | int]:
         """The template around turns of these roles: text, ids of control tokens, and SLOT for the text of a turn."""
-        turns = [{"role": role, "content": SLOT} for role in roles]
-        shown = str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        shown = self._shown(roles)
         if shown.count(SLOT) != len(roles):
             raise ValueError("the chat template does not show the text of each turn exactly once")
         pieces: list[str | int] = []
@@ -94,6 +103,11 @@ class Template:
             elif part:
                 pieces.append(part)
         return pieces
+
+    def _show(self, roles: tuple[str, ...], speaks: bool = True) -> str:
+        """The rendered template; `speaks`: up to where the assistant is to."""
+        turns = [{"role": role, "content": SLOT} for role in roles]
+        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=speaks))
 
 
 def fold(turns: Sequence[Turn]) -> list[Turn]:

@@ -38,8 +38,12 @@ KINDS: dict[str, Kind] = {
     "unsupported_media_type": Kind(415, "send Content-Type: application/json"),
     "answer_truncated": Kind(422, "the answer was cut"),
     "answer_invalid": Kind(422, "the answer is not what was asked for"),
+    "check_failed": Kind(422, "the answer breaks a rule of x-check"),
+    "evidence_absent": Kind(422, "the answer has values that are not in the document"),
+    "verbatim_absent": Kind(422, "nothing in the document fits a copy-only field"),
     "queue_full": Kind(429, "too many prompts are waiting", 10),
     "client_closed_request": Kind(499, "the client left"),
+    "calibration_invalid": Kind(500, "a calibration of this service cannot be used"),
     "internal_error": Kind(500, "an unexpected error happened here"),
     "model_error": Kind(500, "the model failed on this prompt"),
     "model_loading": Kind(503, "the model is being loaded", 5),
@@ -54,11 +58,30 @@ OPERATOR_CODES = frozenset(
 )
 
 
+# Under here errors look as the public API's clients expect them.
+OPENAI = "/v1/"
+TYPES = {
+    401: "authentication_error",
+    429: "overloaded_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}  # of any other status: invalid_request_error
+
+
+class FieldFailure(Failure):
+    """A failure that one field of the body is to blame for: `param`, by its path."""
+
+    def __init__(self, code: str, message: str, param: str) -> None:
+        super().__init__(code, message)
+        self.param = param
+
+
 REFUSALS = Counter("zopilot_refusals", "answers that are errors, by error_type", ["code"])
 
 
-def respond(failure: Failure, request_id: str) -> JSONResponse:
-    """The failure in our envelope, with its status and, where trying again may help, Retry-After."""
+def respond(failure: Failure, request_id: str, path: str = "") -> JSONResponse:
+    """The failure in the envelope of its path, with its status and, where trying again may help, Retry-After."""
     REFUSALS.labels(failure.code).inc()
     kind = KINDS[failure.code]
     retry_after = kind.retry_after if failure.retry_after is None else failure.retry_after
@@ -67,14 +90,21 @@ def respond(failure: Failure, request_id: str) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(retry_after))
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    body = {
-        "success": False,
-        "error": failure.message or kind.message,
-        "error_type": failure.code,
-        "retryable": retry_after is not None,
-        "request_id": request_id,
+    told = {"retryable": retry_after is not None, "request_id": request_id}
+    message = failure.message or kind.message
+    if not path.startswith(OPENAI):
+        body = {"success": False, "error": message, "error_type": failure.code, **told}
+        return JSONResponse(body, kind.status, headers)
+    if kind.status >= 500 and retry_after is None:
+        headers["X-Should-Retry"] = "false"  # its clients try any of these again
+    error = {
+        "message": message,
+        "type": TYPES.get(kind.status, "invalid_request_error"),
+        "param": getattr(failure, "param", None),
+        "code": failure.code,
+        **told,
     }
-    return JSONResponse(body, kind.status, headers)
+    return JSONResponse({"error": error}, kind.status, headers)
 
 
 def failure(code: str) -> Failure:

@@ -24,9 +24,11 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Path → method. What is not here does not exist, whatever BentoML mounts.
 ROUTES = {
     "/prompt": "POST",
+    "/v1/decisions": "POST",
     "/livez": "GET",
     "/readyz": "GET",
     "/health": "GET",
+    "/info": "GET",
     "/metrics": "GET",
     "/schema.json": "GET",
     "/docs.json": "GET",
@@ -69,6 +71,7 @@ class Gate:
             "/livez": status.livez,
             "/readyz": status.readyz,
             "/health": status.health,
+            "/info": status.info,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,7 +87,7 @@ class Gate:
             if probe := self._probes.get(scope["path"]):
                 return await probe(caller.request_id)(scope, receive, send)
         except Failure as refused:
-            response = respond(refused, caller.request_id)
+            response = respond(refused, caller.request_id, scope["path"])
             if response.status_code == 405:
                 response.headers["Allow"] = ROUTES[scope["path"]]
             return await response(scope, receive, send)
@@ -139,7 +142,7 @@ class Gate:
         try:
             body = await self._read(headers, receive)
         except Failure as refused:
-            return await respond(refused, caller.request_id)(scope, receive, send)
+            return await respond(refused, caller.request_id, scope["path"])(scope, receive, send)
         except ClientLeft:
             return None
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -182,7 +185,7 @@ class Envelope:
             ours = any(name.lower() == b"x-request-id" for name, _ in message["headers"])
             if message["status"] >= 400 and not ours:
                 self._replaced = True
-                response = respond(failure("internal_error"), self._request_id)
+                response = respond(failure("internal_error"), self._request_id, self._scope["path"])
                 return await response(self._scope, _nothing, self._send)
             if not ours:
                 message["headers"] = [*message["headers"], (b"x-request-id", self._request_id.encode())]

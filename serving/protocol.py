@@ -5,11 +5,9 @@ BentoML batches lists. `Prompt.from_http_request` makes a list of one out of a b
 """
 
 import asyncio
-import json
-import math
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import bentoml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,14 +15,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from models.failure import Failure
+from serving.body import read_json
 from serving.errors import failure, respond
 
-MAX_DEPTH = 64
-Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+class Label(BaseModel):
+    """One of a prompt's labels; a string alone is one without a description."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    label: str = Field(min_length=1, max_length=200)
+    description: str = Field("", max_length=2000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, given: Any) -> Any:
+        return {"label": given} if isinstance(given, str) else given
 
 
 class Answer(Protocol):
-    """What a ticket turns into (models/prompt.py)."""
+    """What a ticket turns into (models/question.py)."""
 
     output: str
     model: str
@@ -32,10 +42,11 @@ class Answer(Protocol):
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    detail: dict[str, Any]
 
 
 class Ticket(Protocol):
-    """A prompt on its way through the engine (models/prompt.py)."""
+    """A prompt on its way through the engine (models/prompt.py, models/labels.py)."""
 
     def cancel(self) -> None: ...
     async def answer(self) -> Answer: ...
@@ -80,7 +91,10 @@ class Prompt(bentoml.IODescriptor):
     prompt: str = Field(min_length=1, description="what to do; may hold the document itself")
     context: dict[str, Any] = Field({}, description="reference data by name; strings are shown as they are")
     json_schema: dict[str, Any] | None = Field(None, alias="schema", description="JSON Schema of the answer")
-    labels: list[Label] | None = Field(None, min_length=2, max_length=500, description='answer {"label": one of these}')
+    labels: list[Label] | None = Field(None, min_length=1, max_length=256, description="how probable is each of these")
+    none_of_these: bool = Field(False, description="with labels: none of them may be right")
+    abstain_below: float | None = Field(None, ge=0, le=1, description="with labels: the least probability to decide")
+    require_evidence: bool = Field(False, description="a value that is not in the document is an error")
     format: Literal["json", "text"] = "json"
     max_new_tokens: int | None = Field(None, ge=1, le=32_768)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -94,11 +108,22 @@ class Prompt(bentoml.IODescriptor):
     def _one_form(self) -> "Prompt":
         if self.json_schema is not None and self.labels is not None:
             raise ValueError("schema and labels exclude each other")
-        if self.format == "text" and (self.json_schema is not None or self.labels is not None):
-            raise ValueError("format text takes neither schema nor labels")
-        if self.labels is not None and len(set(self.labels)) < len(self.labels):
-            raise ValueError("labels must differ")
+        if self.format == "text" and (self.json_schema is not None or self.labels is not None or self.require_evidence):
+            raise ValueError("format text takes neither schema nor labels, and gives no evidence")
+        if self.labels is None and (self.none_of_these or self.abstain_below is not None):
+            raise ValueError("none_of_these and abstain_below need labels")
+        if self.labels is not None:
+            self._check_labels({each.label for each in self.labels})
         return self
+
+    def _check_labels(self, names: set[str]) -> None:
+        assert self.labels is not None
+        if len(names) < len(self.labels):
+            raise ValueError("labels must differ")
+        if self.none_of_these and "none of these" in names:
+            raise ValueError("with none_of_these no label can be that")
+        if self.require_evidence:
+            raise ValueError("labels have no evidence")
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
@@ -132,13 +157,20 @@ class Usage(BaseModel):
 
 class Metadata(BaseModel):
     """`generation_time` in seconds, waiting included. `finish_reason`: "stop", or if `allow_partial` was asked for
-    "closed" (max_new_tokens was near, so the JSON was ended by the shortest way) or "length" (text that was cut)."""
+    "closed" (max_new_tokens was near, so the JSON was ended by the shortest way) or "length" (text that was cut).
+    What does not apply is left out."""
 
     model: str
     generation_time: float
     finish_reason: str
     usage: Usage
     request_id: str
+    evidence: list[dict[str, Any]] | None = None
+    confidence: dict[str, Any] | None = None
+    checks: list[dict[str, Any]] | None = None
+    bounds: Any = None
+    labels: dict[str, Any] | None = None
+    receipt: dict[str, Any] | None = None
 
 
 class Reply(bentoml.IODescriptor):
@@ -169,50 +201,8 @@ class Reply(bentoml.IODescriptor):
             finish_reason=answer.finish_reason,
             usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
             request_id=caller.request_id,
+            **answer.detail,
         )
-        reply = cls(success=True, output=answer.output, metadata=metadata)
-        return JSONResponse(reply.model_dump(), headers={"X-Request-Id": caller.request_id})
-
-
-def read_json(body: bytes) -> Any:
-    """JSON as RFC 8259 has it: no duplicate keys, no NaN, no infinity, no NUL, no lone surrogates, bounded depth."""
-    try:
-        value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
-    except (ValueError, RecursionError):
-        raise failure("invalid_json") from None
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        below: list[Any] = []
-        for node in level:
-            if isinstance(node, dict):
-                below += [*node.keys(), *node.values()]
-            elif isinstance(node, list):
-                below += node
-            elif isinstance(node, str):
-                _check_text(node)
-            elif isinstance(node, float) and not math.isfinite(node):
-                raise failure("invalid_json")
-        if not below:
-            return value
-        level = below
-    raise Failure("invalid_value", f"the body is nested deeper than {MAX_DEPTH} levels")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("duplicate key")
-    return found
-
-
-def _refuse(_: str) -> None:
-    raise ValueError("not a JSON number")
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise failure("invalid_text") from None
-    if "\0" in text:
-        raise failure("invalid_text")
+        told = {name: value for name, value in metadata.model_dump().items() if value is not None}
+        body = {"success": True, "output": answer.output, "metadata": told}
+        return JSONResponse(body, headers={"X-Request-Id": caller.request_id})

@@ -6,22 +6,29 @@ from typing import Any, Literal
 
 from starlette.responses import JSONResponse
 
+from models.failure import Failure
 from serving.errors import failure, respond
 
 State = Literal["loading", "ready", "failed"]
 
 
 class Status:
-    """Set by whoever loads the model, read by the gate; `detail` is asked for the figures of a ready service."""
+    """Set by whoever loads the model, read by the gate; `detail` and `info` are asked of a ready service."""
 
     def __init__(self) -> None:
         self.state: State = "loading"
         self._since = time.monotonic()
         self._detail: Callable[[], dict[str, Any]] = dict
+        self._info: Callable[[], dict[str, Any]] = dict
         self._alive: Callable[[], bool] = lambda: True
 
-    def become_ready(self, detail: Callable[[], dict[str, Any]], alive: Callable[[], bool]) -> None:
-        self._detail, self._alive = detail, alive
+    def become_ready(
+        self,
+        detail: Callable[[], dict[str, Any]],
+        alive: Callable[[], bool],
+        info: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self._detail, self._alive, self._info = detail, alive, info
         self.state = "ready"
 
     def fail(self) -> None:
@@ -44,6 +51,15 @@ class Status:
         if self.ready:
             return JSONResponse({"ready": True}, headers={"X-Request-Id": request_id})
         return respond(failure("model_loading"), request_id)
+
+    def info(self, request_id: str) -> JSONResponse:
+        """What is served and what its answers are made with; a refusal while there is nothing yet."""
+        if not self.ready:
+            return respond(failure("model_loading"), request_id)
+        try:
+            return JSONResponse(self._info(), headers={"X-Request-Id": request_id})
+        except Failure as refused:
+            return respond(refused, request_id)
 
     def health(self, request_id: str) -> JSONResponse:
         """The detail; same status as readyz."""

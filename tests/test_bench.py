@@ -27,6 +27,7 @@ from benchmarks.session import Plan, Seat
 from benchmarks.wire import Answer, Dialect, Server
 from benchmarks.workload import Question
 from models import prompt
+from models.question import render
 from models.store import Loaded
 from serving.protocol import Prompt
 from tests.conftest import ROOT, free_port
@@ -69,12 +70,16 @@ def test_the_total_is_the_sum_of_what_is_listed() -> None:
         assert sum(round(float(line) * 100) for line in lines) == round(float(total) * 100)
 
 
+def question_text(asked: Prompt) -> str:
+    return render(asked.prompt, asked.context, prompt.task(prompt.answer_schema(asked)))
+
+
 def test_a_peer_reads_letter_for_letter_what_our_model_reads() -> None:
     (question,) = workload.make("same", 1)
     path, body = wire.request(Server(OURS, ""), question)
     asked = Prompt.parse(json.dumps(body).encode())
     assert path == "/prompt"
-    assert workload.render(question) == prompt.render(asked, prompt.answer_schema(asked))
+    assert workload.render(question) == question_text(asked)
     _, chat = wire.request(CHAT, question)
     assert chat["messages"] == [{"role": "user", "content": workload.render(question)}]
     assert chat["response_format"]["json_schema"]["schema"] == body["schema"] == workload.SCHEMA

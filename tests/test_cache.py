@@ -58,6 +58,35 @@ def test_the_last_token_is_always_computed() -> None:
     assert put(books, 3, [*ids, 9]) == 2 * BLOCK
 
 
+@pytest.mark.parametrize(
+    ("reusable", "known"), [(None, 3), (3 * BLOCK, 3), (3 * BLOCK - 1, 2), (2 * BLOCK, 2), (BLOCK, 1), (5, 0), (0, 0)]
+)
+def test_what_comes_after_the_reusable_tokens_is_computed_anew(reusable: int | None, known: int) -> None:
+    """In blocks of its own, which nobody else finds or writes; what others have computed stays theirs."""
+    books = cache()
+    ids = text(1, 2, 3)
+    put(books, 1, ids)
+    assert books.open(2, ids, 0, reusable) == known * BLOCK
+    assert books.table(2)[:known] == books.table(1)[:known]
+    assert not set(books.table(2)[known:]) & set(books.table(1))
+    assert writer(books, ids) == 0
+    books.fill(2, ids, len(ids))
+    books.close(2)
+    assert books.find(ids)[:2] == (3, 0)
+    assert books.used == 4 * BLOCK
+    books.close(1)
+    assert put(books, 3, ids) == 3 * BLOCK
+
+
+def test_what_is_computed_anew_is_for_others_where_nobody_had_it() -> None:
+    books = cache()
+    ids = text(1, 2, 3)
+    assert books.open(1, ids, 0, 5) == 0
+    assert writer(books, ids) == 1
+    books.fill(1, ids, len(ids))
+    assert put(books, 2, ids) == 3 * BLOCK
+
+
 def test_what_is_being_computed_is_known_by_its_writer() -> None:
     books = cache()
     ids = text(1, 2, 3)
@@ -207,10 +236,11 @@ def test_whatever_happens_nobody_reads_what_another_wrote(actions: list[tuple[st
         if action == "o" and number not in rows:
             ids = [rng.choice([1, 2]) for _ in range(rng.randint(0, 3)) for _ in range(BLOCK)]
             ids += [rng.randint(3, 5) for _ in range(rng.randint(1, 30))]
-            known, idle, busy = books.find(ids)
+            reusable = rng.randrange(len(ids))
+            known, idle, busy = books.find(ids[: reusable + 1])
             if busy or -(-len(ids) // BLOCK) - known + idle > books.available():
                 continue
-            done[number] = books.open(number, ids, rng.randint(0, 2))
+            done[number] = books.open(number, ids, rng.randint(0, 2), reusable)
             assert done[number] == known * BLOCK < len(ids)
             rows[number] = ids
         elif action == "e" and number in rows:

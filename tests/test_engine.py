@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from models import catalog, manifest, network, store
 from models.engine.engine import Engine
 from models.engine.grammar import Grammars
+from models.engine.sampler import forbid
 from models.engine.schema import Schema
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.engine.speculation import Utility
@@ -121,22 +123,37 @@ def step(engine: Engine, times: int = 1000, until: Callable[[], bool] = lambda: 
     return times
 
 
+@contextmanager
+def plain(loaded: store.Loaded) -> Iterator[Any]:
+    """The network as transformers itself computes it."""
+    config = loaded.network.config
+    before, config._attn_implementation = config._attn_implementation, "sdpa"
+    with torch.inference_mode():
+        yield loaded.network
+    config._attn_implementation = before
+
+
 def by_transformers(loaded: store.Loaded, prompt: list[int], answer: int) -> list[int]:
     """Greedy tokens by transformers' own loop, cache and attention, without the end of turn."""
     stops = sorted(stop_ids(loaded))
-    config = loaded.network.config
-    before, config._attn_implementation = config._attn_implementation, "sdpa"
     ids = torch.tensor([prompt])
-    made = loaded.network.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=answer,
-        do_sample=False,
-        eos_token_id=stops,
-        pad_token_id=stops[0],
-    )
-    config._attn_implementation = before
+    with plain(loaded) as network:
+        made = network.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=answer,
+            do_sample=False,
+            eos_token_id=stops,
+            pad_token_id=stops[0],
+        )
     return [token for token in made[0, len(prompt) :].tolist() if token not in stops]
+
+
+def whole(loaded: store.Loaded, ids: list[int], last: int) -> torch.Tensor:
+    """Logits [last, vocabulary] behind the last ids of one row that is computed whole, by transformers."""
+    with plain(loaded) as network:
+        logits: torch.Tensor = network(torch.tensor([ids]), use_cache=False, logits_to_keep=last).logits[0]
+    return logits.clone()
 
 
 @pytest.mark.parametrize("step_tokens", [5, 512])
@@ -379,6 +396,245 @@ def test_a_grammar_that_outgrows_its_limits_fails_its_row_only(small: store.Load
     assert engine.cache.used == 0
 
 
+# ---- probes --------------------------------------------------------------------------------------------------------
+
+
+def probe(stem: list[int], path: list[int], rng: random.Random, **more: Any) -> Sequence:
+    """Asks behind the stem and behind each id of the path about up to five ids."""
+    asked = [[rng.randrange(49_152) for _ in range(rng.randrange(6))] for _ in range(len(path) + 1)]
+    return Sequence([*stem, *path], Sampling(1), probes=asked, **more)
+
+
+def group(stem: list[int], rng: random.Random, paths: int = 5) -> list[Sequence]:
+    """Several paths behind one stem, some of which begin alike."""
+    known: list[list[int]] = []
+    for _ in range(paths):
+        begun = rng.choice(known)[: rng.randrange(8)] if known and rng.random() < 0.5 else []
+        known.append(begun + [rng.randrange(100, 49_000) for _ in range(rng.randrange(20))])
+    return [probe(stem, path, rng, follows=(len(stem) - 1) * (at > 0)) for at, path in enumerate(known)]
+
+
+def assert_probed(loaded: store.Loaded, row: Sequence) -> None:
+    """What it was told is what a plain forward pass of the whole row says."""
+    told, ids = result(row), row.prompt
+    assert (told.tokens, told.finish_reason, told.prompt_tokens) == ([], "stop", len(ids))
+    assert list(map(len, told.probed)) == list(map(len, row.probes))
+    logprobs = whole(loaded, ids, len(row.probes)).log_softmax(-1)
+    for at, (asked, found) in enumerate(zip(row.probes, told.probed, strict=True)):
+        assert found == pytest.approx(logprobs[at, asked].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("step_tokens", [3, 16, 512])
+def test_what_is_probed_is_what_a_plain_forward_pass_says(step_tokens: int, small: store.Loaded) -> None:
+    """In pieces, behind stems that were read before, and beside rows that answer, which never notice."""
+    rng = random.Random(step_tokens)
+    engine = make(small, step_tokens=step_tokens)
+    grammar = Grammars(small.tokenizer, small.network.config.vocab_size, stop_ids(small)).compile({"type": "object"})
+    stems = [prompt_ids(length) for length in (1, 15, 16, 17, 130)]
+    expected = [run(make(small), [sequence(30, 60, number)])[0] for number in range(3)]
+    asked = 0
+    for number in range(3):
+        groups = [group(stem, rng) for stem in rng.sample(stems, 3)]
+        groups.append([probe(stem[:1], stem[1:40], rng) for stem in stems])  # asks behind every token
+        matcher, guard = grammar.start()
+        answering = sequence(30, 60, number)
+        rows = [
+            answering,
+            sequence(40, 50, number, matcher=matcher, guard=guard),
+            *(row for each in groups for row in each),
+        ]
+        run_all(engine, rows)
+        for row in rows[2:]:
+            assert_probed(small, row)
+        assert result(answering).tokens == expected[number]
+        asked += sum(len(row.prompt) for row in rows)
+    assert engine.tokens["prompt"] < asked - 500
+    assert (engine.admission.queued, engine.admission.running, engine.cache.used) == (0, 0, 0)
+
+
+def test_probes_that_are_put_back_are_asked_anew(small: store.Loaded) -> None:
+    """Answers that grow longer than expected take the room of rows that are still being read, at every place."""
+    rng = random.Random(6)
+    back = set[int]()  # how much was known of those put back
+    for kv_tokens in range(192, 288, 16):
+        engine = make(small, step_tokens=8, kv_tokens=kv_tokens)
+        engine.admission.answer_share = 0.01
+        answers = [sequence(20, 60, seed) for seed in range(4)]
+        rows = [probe(prompt_ids(90), prompt_ids(30, 1), rng), probe(prompt_ids(5), prompt_ids(70, 2), rng)]
+        for row in [*answers, *rows]:
+            engine.submit(row)
+        while not all(row.future.done() for row in rows):
+            step(engine, 1)
+            back |= {len(row.probed) for row in rows if row.started and row in engine.scheduler.waiting}
+        for row in rows:
+            assert_probed(small, row)
+        step(engine, 400)
+        assert all(row.future.done() for row in answers)
+        assert (engine.admission.queued, engine.admission.running, engine.cache.used) == (0, 0, 0)
+    assert min(back) == 0 < max(back)
+
+
+def test_who_asks_about_nothing_anew_still_computes_the_places(small: store.Loaded) -> None:
+    """The same row thrice: its beginning is not computed again, what it asks about is."""
+    engine, rng = make(small), random.Random(0)
+    rows = [probe(prompt_ids(100), [7] * 30, rng) for _ in range(3)]
+    for row in rows:
+        run_all(engine, [row])
+        assert_probed(small, row)
+    assert engine.tokens["prompt"] == 130 + 2 * (130 - 96)
+    empty = Sequence(prompt_ids(100), Sampling(1), probes=[[], []])
+    run_all(engine, [empty])
+    assert result(empty).probed == [[], []]
+
+
+def test_a_follower_costs_what_its_path_does(small: store.Loaded) -> None:
+    engine = make(small)
+    rng = random.Random(1)
+    stem = prompt_ids(1000)
+    first, *others = [probe(stem, prompt_ids(5, seed), rng, follows=999 * (seed > 0)) for seed in range(20)]
+    stranger = sequence(1005, 1)
+    for row in (first, *others, stranger):
+        engine.submit(row)
+    assert first.cost == stranger.cost == 1005 + 8
+    assert {row.cost for row in others} == {1005 - 999 // 16 * 16 + 8}
+    assert engine.admission.queued == sum(row.cost for row in (first, *others, stranger)) < 3 * first.cost
+    step(engine, until=lambda: all(row.future.done() for row in (first, *others, stranger)))
+    assert engine.tokens["prompt"] == 1005 + 19 * (1005 - 992) + 1005
+    assert (engine.admission.queued, engine.admission.running, engine.cache.used) == (0, 0, 0)
+
+
+def test_what_is_probed_tells_nothing_of_how_long_answers_are(small: store.Loaded) -> None:
+    engine = make(small)
+    engine.admission.answer_share = 0.5
+    run_all(engine, group(prompt_ids(50), random.Random(2)))
+    assert engine.admission.answer_share == 0.5
+    run(engine, [sequence(5, 5)])
+    assert engine.admission.answer_share > 0.5
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_cancelled_group_frees_its_rows(steps: int, small: store.Loaded) -> None:
+    engine = make(small, step_tokens=32)
+    rng = random.Random(3)
+    ours, theirs = group(prompt_ids(200), rng, 8), group(prompt_ids(200), rng, 4)
+    for row in [*ours, *theirs]:
+        engine.submit(row)
+    step(engine, steps)
+    assert not any(row.future.done() for row in ours)
+    for row in ours:
+        assert row.future.cancel()
+    step(engine, until=lambda: all(row.future.done() for row in theirs))
+    for row in theirs:
+        assert_probed(small, row)
+    step(engine, 1)
+    assert (engine.running, engine.waiting, engine.admission.queued, engine.cache.used) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_probe_that_is_not_finite_fails_its_row_alone(
+    place: int, small: store.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the places it asks about; an answer in the same step is what it was."""
+    engine, rng = make(small), random.Random(4)
+    (expected,) = run(engine, [sequence(30, 10)])
+    rows = [probe(prompt_ids(20, seed), [5, 6, 7], rng) for seed in range(3)]
+    answering = sequence(30, 10)
+    calls = 0
+
+    def spoil(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        logits = dense(hidden, weight)
+        if calls == 1:
+            logits[4 + place, 77] = torch.nan  # behind the first row's four
+        return logits
+
+    monkeypatch.setattr("models.engine.reference.dense", spoil)
+    run_all(engine, [answering, *rows])
+    assert failure(rows[1]).code == "model_error"
+    assert result(answering).tokens == expected
+    for row in (rows[0], rows[2]):
+        assert_probed(small, row)
+    assert (engine.admission.queued, engine.admission.running, engine.cache.used) == (0, 0, 0)
+
+
+def test_a_probe_that_can_never_fit_is_refused(small: store.Loaded) -> None:
+    engine = make(small, kv_tokens=96)
+    assert refusal(engine, probe(prompt_ids(90), [1] * 6, random.Random(5))).code == "context_length_exceeded"
+    row = probe(prompt_ids(90), [1] * 5, random.Random(5))
+    run_all(engine, [row])
+    assert_probed(small, row)
+
+
+# ---- log-probabilities -----------------------------------------------------------------------------------------------
+
+
+class Watched(Sequence):
+    """Remembers which of its tokens were forced."""
+
+    def force(self, most: int, stops: frozenset[int]) -> int:
+        count = super().force(most, stops)
+        self.__dict__.setdefault("forced", set()).update(range(self.made - count, self.made))
+        return count
+
+
+def assert_sure(loaded: store.Loaded, row: Watched, matcher: Any) -> int:
+    """One figure a token: 0 where it was forced, else by a plain forward pass and a fresh matcher; how many forced."""
+    done = result(row)
+    assert len(done.logprobs) == len(done.tokens) > 0
+    logits = whole(loaded, row.prompt + done.tokens, len(done.tokens) + 1)[:-1]
+    forced: set[int] = row.__dict__["forced"]
+    for at, (token, logprob) in enumerate(zip(done.tokens, done.logprobs, strict=True)):
+        if matcher is not None:
+            mask = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)[None]
+            forbid(logits[at : at + 1], mask)
+            assert matcher.consume_token(token)
+        if at in forced:
+            assert logprob == 0.0
+        else:
+            assert logprob == pytest.approx(float(logits[at].log_softmax(-1)[token]), abs=1e-5)
+    return len(forced)
+
+
+RECORD: Schema = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["invoice", "letter", "invoice of a letter"]},
+        "pages": {"type": "integer", "minimum": 1, "maximum": 99},
+        "names": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["kind", "pages", "names"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_the_log_probability_of_each_token_is_that_among_those_allowed(
+    speculate: bool, small: store.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At temperature 1 whatever it was drawn at; alone, with drafts, in pieces, put back, and closed by its guard."""
+    monkeypatch.setattr(Utility, "length", lambda *_: 8)
+    grammars = Grammars(small.tokenizer, small.network.config.vocab_size, stop_ids(small))
+    engine = make(small, kv_tokens=256, step_tokens=40, speculate=speculate)
+    samplings = [Sampling(60), Sampling(60, temperature=0.7, top_p=0.9, seed=1), Sampling(35, temperature=2.0, seed=2)]
+    free = [Watched(prompt_ids(9, seed) * 3, sampling) for seed, sampling in enumerate(samplings)]
+    bound = []
+    for seed, sampling in enumerate(samplings):
+        matcher, guard = grammars.compile(RECORD).start()
+        bound.append(Watched(prompt_ids(9, seed) * 4, sampling, matcher=matcher, guard=guard))
+    engine.admission.answer_share = 0.01
+    run_all(engine, [*free, *bound])
+    for row in free:
+        assert assert_sure(small, row, None) == 0
+    for row in bound:
+        assert assert_sure(small, row, grammars.matcher(RECORD)) > 10
+    assert "closed" in {result(row).finish_reason for row in bound}
+    assert engine.scheduler.preempted > 0
+    assert (engine.tokens["accepted"] > 20) == speculate
+    chosen = engine.tokens["answer"] + engine.tokens["forced"]
+    assert sum(len(result(row).logprobs) for row in [*free, *bound]) == chosen
+
+
 # ---- drafts --------------------------------------------------------------------------------------------------------
 
 
@@ -555,7 +811,7 @@ def test_the_books_are_even_when_all_have_left(leave: str, small: store.Loaded) 
         for row in rows:
             row.deadline = 0
     if leave == "fault":
-        engine._logits = None  # type: ignore[assignment]
+        engine.forward = None  # type: ignore[assignment]
     step(engine, 100)
     assert all(row.future.done() for row in rows)
     assert (engine.admission.queued, engine.admission.running, engine.cache.used) == (0, 0, 0)

@@ -22,6 +22,7 @@ from models.engine.schema import Schema
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.failure import Failure
 from models.prompt import Prompts, Ticket
+from models.receipt import Receipts
 from models.runtime import stop_ids
 from serving.protocol import Prompt
 from tests.test_closing import schema_of
@@ -245,8 +246,10 @@ def ask_for(prompts: Prompts, engine: Engine, schema: Schema, budgets: range) ->
     made: list[tuple[int, Ticket | Failure]] = []
     for most in budgets:
         try:
-            asked: Any = Prompt.model_validate({"prompt": "x", "schema": schema, "max_new_tokens": most})
-            made.append((most, prompts.ask(asked, float("inf"))))
+            fields = {"prompt": "x", "schema": schema, "max_new_tokens": most, "allow_partial": True}
+            ticket = prompts.ask(Prompt.model_validate(fields), float("inf"))
+            assert isinstance(ticket, Ticket)
+            made.append((most, ticket))
         except Failure as refused:
             made.append((most, refused))
     while engine.waiting or engine.running:
@@ -268,7 +271,7 @@ def test_every_budget_gives_a_whole_answer_or_a_typed_refusal(
         step_tokens=4096,
         queue_tokens=1 << 40,
     )
-    prompts = Prompts(catalog.SMOLLM2, smollm2.tokenizer, engine, stops)
+    prompts = Prompts(catalog.SMOLLM2, smollm2.tokenizer, engine, stops, Receipts(b"key", {}))
     said = torch.randn(97, vocabulary)
     rng = random.Random(0)
     monkeypatch.setattr("models.engine.reference.dense", lambda hidden, _: said[rng.choices(range(97), k=len(hidden))])
@@ -291,24 +294,25 @@ def test_every_budget_gives_a_whole_answer_or_a_typed_refusal(
                 assert completion.finish_reason != "length"
                 assert shortest <= most >= len(completion.tokens)
                 kinds[completion.finish_reason] += 1
-                judge(prompts, completion, schema, kinds)
+                judge(outcome, completion, kinds)
     assert kinds["unsupported"] < len(seeds) / 4
     assert kinds["answer_invalid"] < 0.01 * kinds["closed"]
     assert min(kinds["too little"], kinds["closed"], kinds["stop"]) > len(seeds)
 
 
-def judge(prompts: Prompts, completion: Completion, schema: Schema, kinds: Counter[str]) -> None:
+def judge(ticket: Ticket, completion: Completion, kinds: Counter[str]) -> None:
     """Closed by its budget it is an error unless it was allowed; in any case it is whole and fits."""
     try:
-        prompts.close(completion, schema, allow_partial=True)
+        ticket.prompts.close(completion, ticket)
     except Failure as failure:
         # llguidance lets numbers grow beyond what a double holds; the second look refuses them.
         assert failure.code == "answer_invalid"
         kinds["answer_invalid"] += 1
         return
     if completion.finish_reason == "closed":
+        ticket.question.allow_partial = False
         with pytest.raises(Failure, match="answer_truncated"):
-            prompts.close(completion, schema)
+            ticket.prompts.close(completion, ticket)
 
 
 def overhead(rows: int, steps: int) -> list[float]:

@@ -47,7 +47,14 @@ def check(body: dict[str, Any], response: httpx.Response) -> bool:
     if not told["success"]:
         assert told["error_type"] in TYPED
         return False
-    jsonschema.validate(json.loads(told["output"]), body["schema"])
+    output, metadata, document = json.loads(told["output"]), told["metadata"], body["context"]["document"]
+    jsonschema.validate(output, body["schema"])
+    assert metadata["receipt"]["sampling"]["max_new_tokens"] == body["max_new_tokens"]
+    assert all(0 < each["raw"] <= 1 for each in metadata["confidence"].values())
+    assert {each["pointer"] for each in metadata["evidence"]} <= metadata["confidence"].keys()
+    for each in metadata["evidence"]:
+        if each["match"] != "absent":
+            assert document[each["start"] : each["end"]] == each["text"]
     return True
 
 

@@ -13,13 +13,23 @@ from tests.conftest import ROOT
 FLOORS = {
     "settings": 0,
     "models.failure": 0,
+    "models.normal": 0,
+    "models.reading": 0,
+    "models.confidence": 0,
     "models.catalog": 1,
     "models.machine": 1,
     "models.gguf": 1,
     "models.header": 1,
+    "models.calibration": 1,
+    "models.likeness": 1,
+    "models.printed": 1,
+    "models.rules": 1,
+    "models.windows": 1,
     "models.nf4": 2,
     "models.loading": 2,
     "models.manifest": 2,
+    "models.evidence": 2,
+    "models.verdict": 2,
     "models.plan": 3,
     "models.network": 3,
     "models.source": 3,
@@ -28,17 +38,33 @@ FLOORS = {
     "models.store": 5,
     "models.engine": 5,
     "models.template": 5,
-    "models.prompt": 6,
-    "models.runtime": 7,
+    "models.question": 6,
+    "models.scoring": 6,
+    "models.sightings": 6,
     "serving": 6,
-    "service": 8,
-    "scripts": 8,
-    "benchmarks": 8,
+    "models.audit": 7,
+    "models.receipt": 7,
+    "models.pairing": 7,
+    "models.labels": 8,
+    "models.leniency": 8,
+    "models.merging": 8,
+    "models.inquiry": 9,
+    "models.priors": 9,
+    "models.decisions": 10,
+    "models.prompt": 10,
+    "models.runtime": 11,
+    "verification": 11,
+    "service": 12,
+    "scripts": 12,
+    "benchmarks": 12,
 }
 TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.catalog", "models.machine"]
 TORCH_FREE += ["models.manifest", "models.plan", "models.checkup", "serving.protocol", "serving.errors"]
 TORCH_FREE += ["scripts.serve", "scripts.import_model", "scripts.plan", "scripts.doctor"]
-ROOMS = ("service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py", "benchmarks/**/*.py")
+TORCH_FREE += ["models.confidence", "models.calibration", "models.evidence", "models.verdict", "models.merging"]
+TORCH_FREE += ["serving.body", "verification.__main__"]
+ROOMS = ["service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py", "benchmarks/**/*.py"]
+ROOMS += ["verification/**/*.py"]
 FILES = [path for part in ROOMS for path in ROOT.glob(part)]
 
 

@@ -1,9 +1,8 @@
-"""models/prompt.py: what the model is shown, that no text can pose as structure, and that an answer is whole."""
+"""models/prompt.py: what the model is shown and may say, and that an answer is whole, with all that is known of it."""
 
 import asyncio
 import copy
 import json
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -13,25 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from models import catalog, manifest, store
+from models import catalog, confidence, manifest, store
 from models.catalog import MIXTRAL, SMOLLM2
 from models.engine.engine import Engine
 from models.engine.sequence import Completion, FinishReason, Sampling
 from models.failure import Failure
-from models.prompt import (
-    Answer,
-    Prompts,
-    Question,
-    Ticket,
-    answer_schema,
-    check,
-    render,
-    validator,
-)
+from models.labels import Decision
+from models.prompt import MAX_SEED, Prompts, Ticket, answer_schema, task
+from models.question import Answer, Question
+from models.receipt import Receipts
 from models.runtime import stop_ids
 from models.template import JOINER, Template, Turn, guard
 from serving.protocol import Prompt
@@ -40,16 +31,18 @@ from tests.conftest import EXAMPLES
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
 LABEL = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}, "required": ["label"]}
-# Functions of the session are shared by all examples, and none of them changes anything.
-LENIENT = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+TEXT = {
+    "type": "object",
+    "properties": {"a": {"type": "string", "maxLength": 30}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+RECEIPTS = Receipts(b"key", {"model": "tiny:1", "weights": "of the test"})
 
 
 def question(prompt: str = "Total?", **fields: Any) -> Question:
     asked: Question = Prompt.model_validate({"prompt": prompt, **fields})
     return asked
-
-
-FENCES = ["`", "``", "```", "````", "\n", "\n```\n", "x"]
 
 
 def encode(loaded: store.Loaded, text: str) -> list[int]:
@@ -61,8 +54,8 @@ def make(
 ) -> tuple[Prompts, Engine]:
     """Prompts over an engine that is not started."""
     stops = stop_ids(loaded)
-    engine = Engine(loaded.network, stops, kv_tokens=20_000, step_tokens=512, queue_tokens=100_000)
-    return Prompts(model, tokenizer or loaded.tokenizer, engine, stops), engine
+    engine = Engine(loaded.network, stops, kv_tokens=20_000, step_tokens=512, queue_tokens=1_000_000)
+    return Prompts(model, tokenizer or loaded.tokenizer, engine, stops, RECEIPTS), engine
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +79,13 @@ def prompts(small: store.Loaded) -> Iterator[Prompts]:
     engine.stop()
 
 
-def answer(ticket: Ticket) -> Answer:
+def ask(prompts: Prompts, prompt: str = "Total?", **fields: Any) -> Ticket:
+    ticket = prompts.ask(question(prompt, **fields), NEVER)
+    assert isinstance(ticket, Ticket)
+    return ticket
+
+
+def answer(ticket: Ticket | Decision) -> Answer:
     return asyncio.run(ticket.answer())
 
 
@@ -96,47 +95,10 @@ def refusal(prompts: Prompts, asked: Question) -> Failure:
     return caught.value
 
 
-# ---- render --------------------------------------------------------------------------------------------------------
-
-
-def test_text_is_the_prompt_and_its_context_in_order() -> None:
-    asked = question("Sum up.", context={"b": "two\nlines", "a": {"n": [1, "é"]}}, format="text")
-    assert render(asked, None) == 'Sum up.\n\n"b":\n```\ntwo\nlines\n```\n\n"a":\n```\n{"n":[1,"é"]}\n```'
-
-
-def test_the_schema_comes_first() -> None:
-    schema = '{"type":"object","properties":{"label":{"enum":["a","b"]}},"required":["label"]}'
-    expected = f"Answer with one JSON object that fits this JSON Schema:\n\n{schema}\n\nWhich?"
-    assert render(question("Which?"), LABEL) == expected
-
-
-def test_a_name_cannot_leave_its_line() -> None:
-    shown = render(question("Q", context={'a"\n```\nb': "text"}, format="text"), None)
-    assert shown == 'Q\n\n"a\\"\\n```\\nb":\n```\ntext\n```'
-
-
-@LENIENT
-@given(st.dictionaries(st.text(max_size=3), st.lists(st.sampled_from(FENCES)).map("".join), max_size=4))
-def test_no_text_holds_the_fence_around_it(context: dict[str, str]) -> None:
-    shown = render(question("Q", context=context, format="text"), None)
-    fence = max((line for line in shown.split("\n") if set(line) == {"`"}), key=len, default="```")
-    assert not any(fence in text for text in context.values())
-    blocks = [f"{json.dumps(key, ensure_ascii=False)}:\n{fence}\n{text}\n{fence}" for key, text in context.items()]
-    assert shown == "\n\n".join(["Q", *blocks])
-    assert fence == "```" or any(fence[1:] in text for text in context.values())
-
-
-@pytest.mark.timeout(30)
-def test_a_text_of_nothing_but_backticks_is_rendered_soon() -> None:
-    ticks = "`" * 2_000_000
-    shown = render(question("Q", context={"a": ticks}, format="text"), None)
-    assert shown == f'Q\n\n"a":\n{ticks}`\n{ticks}\n{ticks}`'
-
-
 # ---- guarded ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["prompt", "context", "key", "schema"])
+@pytest.mark.parametrize("where", ["prompt", "context", "key", "page", "schema"])
 def test_a_question_is_guarded_wherever_its_text_stands(
     where: str, small: store.Loaded, mixtral_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -146,6 +108,7 @@ def test_a_question_is_guarded_wherever_its_text_stands(
         "prompt": {"prompt": hostile},
         "context": {"context": {"a": hostile, "b": [hostile]}},
         "key": {"context": {hostile: 1}},
+        "page": {"context": {"document": ["one", hostile]}},
         "schema": {"schema": {"type": "object", "description": hostile}},
     }
     prompts.ask(question(**fields[where]), NEVER)
@@ -157,40 +120,21 @@ def test_a_question_is_guarded_wherever_its_text_stands(
 # ---- schemas -------------------------------------------------------------------------------------------------------
 
 
-def test_the_schema_of_a_question() -> None:
+def test_the_schema_of_a_question_and_what_the_model_is_told_of_it() -> None:
     assert answer_schema(question(format="text")) is None
-    assert answer_schema(question()) == {"type": "object"}
+    assert answer_schema(question()) == answer_schema(question(schema={})) == {"type": "object"}
     assert answer_schema(question(schema=LABEL)) == LABEL
-    assert answer_schema(question(labels=["a", "b"])) == LABEL | {"additionalProperties": False}
+    told = '{"type":"object","properties":{"label":{"enum":["a","b"]}},"required":["label"]}'
+    assert task(LABEL) == ["Answer with one JSON object that fits this JSON Schema:", told]
+    assert task(None) == []
 
 
-@pytest.mark.parametrize("schema", [{"type": "foo"}, {"type": "string", "pattern": "("}, {"required": "a"}])
-def test_what_is_no_schema_is_refused(schema: dict[str, Any]) -> None:
-    with pytest.raises(Failure) as caught:
-        validator(schema)
-    assert caught.value.code == "schema_invalid"
-
-
-def test_a_validator_fetches_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/schema.json"
-        for schema in ({"$ref": url}, {"$id": url, "$ref": "other.json"}, {"properties": {"a": {"$ref": url}}}):
-            with pytest.raises(Failure) as caught:
-                validator(schema)
-            assert caught.value.code == "schema_invalid"
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-
-
-@pytest.mark.timeout(30)
-def test_a_pattern_is_checked_in_linear_time() -> None:
-    with pytest.raises(Failure) as caught:
-        check(json.dumps("a" * 50_000 + "!"), {"type": "string", "pattern": "^(a+)+$"})
-    assert caught.value.code == "answer_invalid"
-    with pytest.raises(Failure) as caught:
-        validator({"type": "string", "pattern": "^(a+)+(?!b)$"})  # needs backtracking
-    assert caught.value.code == "schema_invalid"
+def test_the_schema_is_shown_first_and_the_document_last(small: store.Loaded) -> None:
+    prompts, engine = make(small)
+    ask(prompts, "Which?", schema=LABEL, context={"document": "Dear Sir"})
+    shown = str(small.tokenizer.decode(engine.scheduler.waiting[0].prompt))
+    places = [shown.index(text) for text in (*task(LABEL), "Which?", '"document":', "Dear Sir")]
+    assert places == sorted(places)
 
 
 # ---- ask -----------------------------------------------------------------------------------------------------------
@@ -202,9 +146,17 @@ def test_what_the_row_says_holds_where_the_question_says_nothing(small: store.Lo
     prompts.ask(question(), NEVER)
     prompts.ask(question(max_new_tokens=5, temperature=0, top_p=1, seed=9), 1e9)
     first, second = sorted(engine.scheduler.waiting, key=lambda row: row.number)
-    assert first.sampling == Sampling(77, 0.3, 0.8, None)
+    assert replace(first.sampling, seed=None) == Sampling(77, 0.3, 0.8, None)
     assert second.sampling == Sampling(5, 0.0, 1.0, 9)
     assert (first.deadline, second.deadline) == (NEVER, 1e9)
+
+
+def test_a_seed_is_drawn_where_one_is_needed_and_none_was_given(still: Prompts) -> None:
+    seeds = [ask(still, temperature=1).sampling.seed for _ in range(20)]
+    assert all(seed is not None and 0 <= seed < MAX_SEED for seed in seeds)
+    assert len(set(seeds)) == 20
+    assert ask(still, temperature=1, seed=3).sampling.seed == 3
+    assert ask(still, temperature=0).sampling.seed is None
 
 
 @pytest.mark.parametrize("room", [19, 20, 21])
@@ -239,10 +191,18 @@ def test_a_prompt_that_fills_the_context_is_refused(room: int, small: store.Load
 
 def test_a_schema_is_refused_before_anything_is_queued(small: store.Loaded) -> None:
     prompts, engine = make(small)
-    assert refusal(prompts, question(schema={"not": {}})).code == "schema_unsupported"
-    assert (
-        refusal(prompts, question(schema={"type": "object", "$defs": {"a": {"type": "foo"}}})).code == "schema_invalid"
-    )
+    assert refusal(prompts, question(schema={"pattern": "(?=x)"})).code == "schema_unsupported"
+    for wrong in ({"$defs": {"a": {"type": "foo"}}}, {"x-check": 5}, {"properties": {"a": {"x-evidence": 1}}}):
+        assert refusal(prompts, question(schema={"type": "object", **wrong})).code == "schema_invalid"
+    assert refusal(prompts, question(require_evidence=True)).code == "invalid_value"
+    assert engine.waiting == 0
+
+
+def test_a_budget_below_the_shortest_answer_is_refused(small: store.Loaded) -> None:
+    prompts, engine = make(small)
+    refused = refusal(prompts, question(schema=LABEL, max_new_tokens=2))
+    assert refused.code == "invalid_value"
+    assert "max_new_tokens" in refused.message
     assert engine.waiting == 0
 
 
@@ -256,13 +216,16 @@ def test_the_deadline_is_kept(prompts: Prompts) -> None:
 
 
 def completion(loaded: store.Loaded, text: str, reason: FinishReason = "stop") -> Completion:
-    return Completion(loaded.tokenizer.encode(text, add_special_tokens=False), reason, 33, 0.25, 1.5)
+    tokens = loaded.tokenizer.encode(text, add_special_tokens=False)
+    return Completion(tokens, reason, 33, 0.25, 1.5, [-0.5] * len(tokens))
 
 
 @pytest.mark.parametrize("output", ['{"label":"a"}', '{"label":"b","more":[1,2.5,null,"é 🎉"]}'])
 def test_a_whole_answer_is_given(output: str, small: store.Loaded, still: Prompts) -> None:
     made = completion(small, output)
-    assert still.close(made, LABEL) == Answer(output, SMOLLM2.name, "stop", 33, len(made.tokens), 1.75)
+    got = still.close(made, ask(still, schema=LABEL))
+    assert replace(got, detail={}) == Answer(output, SMOLLM2.name, "stop", 33, len(made.tokens), 1.75)
+    assert {"confidence", "receipt"} <= got.detail.keys()
 
 
 @pytest.mark.parametrize("schema", [LABEL, None])
@@ -271,48 +234,109 @@ def test_an_answer_that_was_cut_is_refused_even_if_it_looks_whole(
 ) -> None:
     made = completion(small, '{"label":"a"}', "length")
     with pytest.raises(Failure) as caught:
-        still.close(made, schema)
+        still.close(made, ask(still, schema=schema) if schema else ask(still, format="text"))
     assert caught.value.code == "answer_truncated"
     assert f"{len(made.tokens)} tokens" in caught.value.message and "33" in caught.value.message
     assert "label" not in caught.value.message
 
 
-@pytest.mark.parametrize(
-    ("output", "schema"),
-    [
-        ("", {}),
-        ("Paris", {}),
-        ('{"label":"a"', {}),
-        ('{"label":"a"} and more', {}),
-        ('{"label":"c"}', LABEL),
-        ("{}", LABEL),
-        ('["a"]', LABEL),
-        ("NaN", {}),
-        ('{"a":-Infinity}', {}),
-        ('{"a":[1e999]}', {}),
-        ('{"a":"\\ud800"}', {}),
-        ("[" * 3000 + "]" * 3000, {}),
-        ("1" * 5000, {}),
-    ],
-)
-def test_an_answer_that_is_not_what_was_asked_for_is_refused(
-    output: str, schema: dict[str, Any], small: store.Loaded, still: Prompts
+@pytest.mark.parametrize("reason", ["closed", "length"])
+def test_a_partial_answer_is_flagged_where_it_is_allowed(
+    reason: FinishReason, small: store.Loaded, still: Prompts
 ) -> None:
-    with pytest.raises(Failure) as caught:
-        still.close(completion(small, output), schema)
-    assert caught.value.code == "answer_invalid"
-    assert caught.value.message in ("the answer is not JSON", "the answer does not fit the schema")
+    made = completion(small, '{"label":"a"}', reason)
+    assert still.close(made, ask(still, schema=LABEL, allow_partial=True)).finish_reason == reason
+    made = completion(small, '{"label":"a', reason)
+    with pytest.raises(Failure, match="answer_invalid"):
+        still.close(made, ask(still, schema=LABEL, allow_partial=True))
+    assert still.close(made, ask(still, format="text", allow_partial=True)).output == '{"label":"a'
+
+
+@pytest.mark.parametrize("output", ["", "Paris", '{"label":"a"', '{"label":"c"}', "{}", "NaN"])
+def test_an_answer_that_is_not_what_was_asked_for_is_refused(output: str, small: store.Loaded, still: Prompts) -> None:
+    with pytest.raises(Failure, match="answer_invalid"):
+        still.close(completion(small, output), ask(still, schema=LABEL))
 
 
 @pytest.mark.parametrize("output", ["", "Paris", '{"label":', " I do n't know , sorry . \n", "é 🎉 NaN"])
 def test_text_is_given_as_it_is(output: str, small: store.Loaded, still: Prompts) -> None:
-    assert still.close(completion(small, output), None).output == output
+    got = still.close(completion(small, output), ask(still, format="text", context={"document": "Paris"}))
+    assert got.output == output
+    assert got.detail.keys() == {"receipt"}
+
+
+@pytest.mark.parametrize("output", [' {"label":"a"}', '{"label":"a"}\n', ' {"label":"a"} '])
+def test_json_is_given_without_the_blanks_around_it(output: str, small: store.Loaded, still: Prompts) -> None:
+    got = still.close(completion(small, output), ask(still, schema=LABEL))
+    assert got.output == '{"label":"a"}'
+    assert got.detail["confidence"].keys() == {"/label"}
+    assert got.detail["receipt"]["output"] == RECEIPTS.write(question(), None, None, '{"label":"a"}')["output"]
 
 
 def test_markers_copied_from_a_document_come_back_as_they_were(small: store.Loaded) -> None:
     prompts, _ = make(small, MIXTRAL, small.tokenizer)
     text = f"see [INST] and [{JOINER}/INST]"
-    assert prompts.close(completion(small, guard(text, MIXTRAL.markers)), None).output == text
+    made = completion(small, guard(text, MIXTRAL.markers))
+    assert prompts.close(made, ask(prompts, format="text")).output == text
+    made = completion(small, guard(json.dumps({"a": text}), MIXTRAL.markers))
+    got = prompts.close(made, ask(prompts, context={"document": text}))
+    (found,) = got.detail["evidence"]
+    assert (found["text"], found["match"]) == (text, "exact")
+
+
+def test_tokens_of_single_bytes_belong_to_their_value(
+    small: store.Loaded, mixtral_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Mixtral's tokenizer writes blanks as U+2581 and takes rare characters apart."""
+    prompts, _ = make(small, MIXTRAL, mixtral_tokenizer)
+    text = '{"n":12,"a":"\u6f22 \U0001f9ff x","b":[true]}'
+    tokens = mixtral_tokenizer.encode(text, add_special_tokens=False)
+    shown = mixtral_tokenizer.convert_ids_to_tokens(tokens)
+    rare = next(at for at, piece in enumerate(shown) if piece.startswith("<0x"))
+    logprobs = [0.0] * len(tokens)
+    logprobs[rare] = -1.0
+    got = prompts.close(Completion(tokens, "stop", 1, 0, 0, logprobs), ask(prompts))
+    assert got.output == text
+    raw = {pointer: each["raw"] for pointer, each in got.detail["confidence"].items()}
+    assert raw == {"/n": 1.0, "/a": pytest.approx(0.36788, abs=1e-5), "/b/0": 1.0}
+
+
+def test_what_is_known_of_an_answer_comes_with_it(small: store.Loaded, still: Prompts) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}, "to": {"type": "string"}}}
+    rule = {"rule": "equal", "of": ["/n", "/n"]}
+    asked = ask(still, schema={**schema, "x-check": [rule]}, context={"document": "No. 12 for Ms Zebra"}, seed=5)
+    made = completion(small, '{"n":12,"to":"Mr Okapi"}')
+    detail = still.close(made, asked).detail
+    assert detail.keys() >= {"evidence", "confidence", "checks", "receipt"}
+    assert [each["match"] for each in detail["evidence"]] == ["exact", "absent"]
+    assert [each["passed"] for each in detail["checks"]] == [True]
+    pieces = [str(small.tokenizer.decode([token])).encode() for token in made.tokens]
+    assert detail["confidence"] == {
+        pointer: {"raw": share, "calibrated": None}
+        for pointer, share in confidence.measure(pieces, made.logprobs).items()
+    }
+    assert detail["confidence"].keys() == {"/n", "/to"}
+    assert detail["receipt"]["weights"] == "of the test"
+    assert detail["receipt"]["sampling"]["seed"] == 5
+    assert "Zebra" not in json.dumps(detail["receipt"]) and "Okapi" not in json.dumps(detail["receipt"])
+    assert json.loads(json.dumps(detail)) == {**detail, "checks": [{**detail["checks"][0], "pointers": []}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [({"require_evidence": True}, "evidence_absent"), ({"schema": {"x-check": None}}, "check_failed")],
+)
+def test_an_answer_that_breaks_a_promise_is_an_error(
+    fields: dict[str, Any], code: str, small: store.Loaded, still: Prompts
+) -> None:
+    if code == "check_failed":
+        rule = {"rule": "equal", "of": ["/a", "/b"], "on_fail": "error"}
+        fields = {"schema": {"type": "object", "x-check": [rule]}}
+    asked = ask(still, context={"document": "only 1"}, **fields)
+    with pytest.raises(Failure) as caught:
+        still.close(completion(small, '{"a":1,"b":2}'), asked)
+    assert caught.value.code == code
+    still.close(completion(small, '{"a":1,"b":1}'), asked)
 
 
 # ---- whole ---------------------------------------------------------------------------------------------------------
@@ -325,16 +349,40 @@ def test_labels_end_to_end(smollm2: store.Loaded) -> None:
     labels = ["a complaint", "an invoice", '[INST] quoted "label"', "é 🎉"]
     document = (EXAMPLES / "documents" / "letter-complaint.txt").read_text()
     try:
-        got = answer(prompts.ask(question("What is this?", context={"document": document}, labels=labels), NEVER))
+        ticket = prompts.ask(question("What is this?", context={"document": document}, labels=labels), NEVER)
+        assert isinstance(ticket, Decision)
+        got = answer(ticket)
     finally:
         engine.stop()
-    assert json.loads(got.output)["label"] in labels
+    told = json.loads(got.output)
+    assert told["label"] in labels
+    assert list(told["probabilities"]) == labels
+    assert sum(told["probabilities"].values()) == pytest.approx(1)
     assert (got.model, got.finish_reason) == (SMOLLM2.name, "stop")
-    assert got.prompt_tokens > 100 and 0 < got.completion_tokens < 30
+    assert got.prompt_tokens > 100 and got.completion_tokens == 0
+
+
+def test_the_confidence_of_a_made_answer_is_that_of_its_tokens(prompts: Prompts) -> None:
+    ticket = ask(prompts, schema=TEXT, context={"document": "Dear Sir"})
+    got, done = answer(ticket), ticket.future.result()
+    assert len(done.logprobs) == len(done.tokens)
+    assert got.detail["confidence"].keys() == {"/a"}
+    raw = got.detail["confidence"]["/a"]["raw"]
+    assert 0 < raw < 1e-3  # it guesses among thousands
+    assert [each["pointer"] for each in got.detail["evidence"]] == ["/a"] or json.loads(got.output)["a"] == ""
+
+
+def test_with_the_seed_of_its_receipt_an_answer_can_be_had_again(prompts: Prompts) -> None:
+    first, other = (answer(ask(prompts, schema=TEXT, temperature=1.5)) for _ in range(2))
+    assert first.output != other.output
+    sampling = first.detail["receipt"]["sampling"]
+    again = answer(ask(prompts, schema=TEXT, **sampling))
+    assert (again.output, again.detail["receipt"]) == (first.output, first.detail["receipt"])
+    assert again.detail["confidence"] == {"/a": pytest.approx(first.detail["confidence"]["/a"])}
 
 
 def test_an_answer_without_a_schema_is_an_object_or_refused(prompts: Prompts) -> None:
-    tickets = [prompts.ask(question(f"{number}?", max_new_tokens=40), NEVER) for number in range(8)]
+    tickets = [ask(prompts, f"{number}?", max_new_tokens=40) for number in range(8)]
     for ticket in tickets:
         try:
             assert isinstance(json.loads(answer(ticket).output), dict)
@@ -344,7 +392,7 @@ def test_an_answer_without_a_schema_is_an_object_or_refused(prompts: Prompts) ->
 
 def test_a_cancelled_ticket_gives_its_row_back(small: store.Loaded) -> None:
     prompts, engine = make(small)
-    ticket = prompts.ask(question(format="text"), NEVER)
+    ticket = ask(prompts, format="text")
     with torch.inference_mode():
         engine.step()
         assert engine.running == 1
@@ -357,7 +405,7 @@ def test_a_cancelled_ticket_gives_its_row_back(small: store.Loaded) -> None:
 
 def test_who_stops_waiting_cancels(small: store.Loaded) -> None:
     prompts, _ = make(small)
-    ticket = prompts.ask(question(), NEVER)
+    ticket = ask(prompts)
 
     async def leave() -> None:
         waiting = asyncio.create_task(ticket.answer())

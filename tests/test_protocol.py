@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.failure import Failure
 from serving.errors import failure
-from serving.protocol import MAX_DEPTH, Arrival, Caller, Prompt, Reply, read_json
+from serving.protocol import Arrival, Caller, Prompt, Reply
 
 
 def refusal(body: bytes) -> Failure:
@@ -36,10 +36,40 @@ def test_every_optional_field() -> None:
         "top_p": 0.5,
         "seed": 7,
         "deadline_ms": 1000,
+        "require_evidence": True,
+        "lane": "bulk",
+        "allow_partial": True,
     }
     prompt = Prompt.parse(json.dumps(body).encode())
     assert prompt.json_schema == {"type": "object"}
     assert (prompt.max_new_tokens, prompt.temperature, prompt.seed) == (5, 0, 7)
+    assert (prompt.labels, prompt.none_of_these, prompt.abstain_below, prompt.require_evidence) == (
+        None,
+        False,
+        None,
+        True,
+    )
+
+
+def test_labels_are_strings_or_have_a_description() -> None:
+    labels = ["invoice", {"label": "letter"}, {"label": "credit note", "description": "gives money back"}]
+    body = {"prompt": "x", "labels": labels, "none_of_these": True, "abstain_below": 0.5}
+    prompt = Prompt.parse(json.dumps(body).encode())
+    assert prompt.labels is not None
+    assert [(each.label, each.description) for each in prompt.labels] == [
+        ("invoice", ""),
+        ("letter", ""),
+        ("credit note", "gives money back"),
+    ]
+    assert (prompt.none_of_these, prompt.abstain_below) == (True, 0.5)
+
+
+@pytest.mark.parametrize(
+    "labels", [["one"], ["none of these"], ["x" * 200], [str(n) for n in range(256)], ["a", "A", " a"]]
+)
+def test_labels_that_may_be(labels: list[str]) -> None:
+    prompt = Prompt.parse(json.dumps({"prompt": "x", "labels": labels}).encode())
+    assert prompt.labels is not None and [each.label for each in prompt.labels] == labels
 
 
 MALFORMED = [
@@ -75,7 +105,23 @@ MALFORMED = [
     (b'{"prompt": "a", "temperature": -1}', "invalid_value"),
     (b'{"prompt": "a", "top_p": 0}', "invalid_value"),
     (b'{"prompt": "a", "seed": -1}', "invalid_value"),
-    (b'{"prompt": "a", "labels": ["one"]}', "invalid_value"),
+    (b'{"prompt": "a", "labels": []}', "invalid_value"),
+    (b'{"prompt": "a", "labels": [""]}', "invalid_value"),
+    (b'{"prompt": "a", "labels": [5]}', "invalid_value"),
+    (b'{"prompt": "a", "labels": ["' + b"x" * 201 + b'"]}', "invalid_value"),
+    (b'{"prompt": "a", "labels": [' + b",".join(b'"%d"' % number for number in range(257)) + b"]}", "invalid_value"),
+    (b'{"prompt": "a", "labels": [{"description": "x"}]}', "invalid_value"),
+    (b'{"prompt": "a", "labels": [{"label": "x", "text": "y"}]}', "unknown_parameter"),
+    (b'{"prompt": "a", "labels": ["x", {"label": "x", "description": "y"}]}', "invalid_value"),
+    (b'{"prompt": "a", "labels": ["none of these"], "none_of_these": true}', "invalid_value"),
+    (b'{"prompt": "a", "labels": ["x"], "abstain_below": 1.1}', "invalid_value"),
+    (b'{"prompt": "a", "labels": ["x"], "abstain_below": -0.1}', "invalid_value"),
+    (b'{"prompt": "a", "labels": ["x"], "require_evidence": true}', "invalid_value"),
+    (b'{"prompt": "a", "none_of_these": true}', "invalid_value"),
+    (b'{"prompt": "a", "abstain_below": 0.5}', "invalid_value"),
+    (b'{"prompt": "a", "format": "text", "require_evidence": true}', "invalid_value"),
+    (b'{"prompt": "a", "format": "text", "schema": {}}', "invalid_value"),
+    (b'{"prompt": "a", "require_evidence": 1}', "invalid_value"),
     (b'{"prompt": "a", "labels": ["x", "x"]}', "invalid_value"),
     (b'{"prompt": "a", "labels": ["x", "y"], "schema": {}}', "invalid_value"),
     (b'{"prompt": "a", "labels": ["x", "y"], "format": "text"}', "invalid_value"),
@@ -97,29 +143,6 @@ def test_a_refusal_names_the_field_but_quotes_no_value() -> None:
 
 def test_the_name_of_an_unknown_field_is_cut() -> None:
     assert len(refusal(json.dumps({"prompt": "a", "b" * 5000: 1}).encode()).message) < 100
-
-
-def test_depth_at_the_limit() -> None:
-    def nested(levels: int) -> bytes:
-        return b"[" * levels + b"]" * levels
-
-    read_json(nested(MAX_DEPTH))
-    with pytest.raises(Failure, match="nested deeper"):
-        read_json(nested(MAX_DEPTH + 1))
-
-
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
-    max_leaves=20,
-)
-
-
-@given(values)
-def test_whatever_is_json_comes_through_unchanged(value: Any) -> None:
-    assert read_json(json.dumps(value).encode()) == value
-    assert read_json(json.dumps(value, ensure_ascii=False).encode()) == value
 
 
 @given(st.binary(max_size=200))
@@ -154,6 +177,7 @@ class FakeAnswer:
     prompt_tokens: int = 3
     completion_tokens: int = 2
     seconds: float = 0.12345
+    detail: dict[str, Any] = field(default_factory=dict)
 
 
 def reply(arrival: Arrival) -> tuple[int, dict[str, Any]]:
@@ -174,6 +198,32 @@ def test_an_answer_on_the_wire() -> None:
             "usage": {"prompt_tokens": 3, "completion_tokens": 2},
             "request_id": "id",
         },
+    }
+
+
+def test_what_is_known_of_an_answer_is_in_its_metadata() -> None:
+    detail = {
+        "evidence": [],
+        "confidence": {"/a": {"raw": 0.5, "calibrated": None}},
+        "checks": [{"rule": "r", "pointers": ("/a",)}],
+        "receipt": {"input": "00", "sampling": None},
+    }
+    status, body = reply(Arrival(Caller("id"), ticket=FakeTicket(FakeAnswer(detail=detail))))
+    assert status == 200
+    told = {name: body["metadata"].pop(name) for name in detail}
+    assert told == {**detail, "checks": [{"rule": "r", "pointers": ["/a"]}]}
+    assert body["metadata"].keys() == {"model", "generation_time", "finish_reason", "usage", "request_id"}
+
+
+def test_what_nobody_has_named_never_goes_out() -> None:
+    answer = FakeAnswer(detail={"labels": {"prior": "none"}, "secret": "text"})
+    assert reply(Arrival(Caller("id"), ticket=FakeTicket(answer)))[1]["metadata"].keys() == {
+        "model",
+        "generation_time",
+        "finish_reason",
+        "usage",
+        "request_id",
+        "labels",
     }
 
 

@@ -57,6 +57,62 @@ def test_a_step_in_which_nobody_is_due_has_no_choices() -> None:
     Choices(torch.empty(0, 5), None)
 
 
+def fixed(*rows: list[float], allowed: list[list[int]] | None = None) -> tuple[Choices, list[torch.Tensor]]:
+    """Choices, and what they say of all tokens behind each place, by the definition: ln softmax over those allowed."""
+    logits = torch.tensor(rows)
+    masks = None if allowed is None else np.array([[sum(1 << id for id in ids)] for ids in allowed], dtype=np.uint8)
+    expected = []
+    for at, row in enumerate(logits.double()):
+        ids = range(len(row)) if allowed is None else allowed[at]
+        mass = sum(math.exp(row[id]) for id in ids)
+        expected.append(torch.tensor([math.exp(row[id]) / mass if id in ids else 0.0 for id in range(len(row))]).log())
+    return Choices(logits, masks), expected
+
+
+@pytest.mark.parametrize("allowed", [None, [[0, 1, 2], [0, 1, 2]], [[0, 2], [1]], [[1, 2], [2, 0]]])
+def test_a_log_probability_is_that_among_the_tokens_allowed(allowed: list[list[int]] | None) -> None:
+    choices, expected = fixed([0.5, -1.0, 2.0], [3.0, 3.5, -40.0], allowed=allowed)
+    for at in range(2):
+        assert choices.logprobs(at, [0, 1, 2, 1]) == pytest.approx(expected[at][[0, 1, 2, 1]].tolist(), abs=1e-6)
+        assert choices.logprobs(at, []) == []
+        for token in range(3):
+            assert choices.logprob(at, token) == choices.logprobs(at, [token])[0]
+        assert sum(math.exp(choices.logprob(at, token)) for token in range(3)) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_token_without_a_rival_is_certain_and_a_forbidden_one_impossible() -> None:
+    choices, _ = fixed([9.0, -9.0, 0.0], allowed=[[1]])
+    assert choices.choose(0, GREEDY, None) == 1
+    assert choices.logprob(0, 1) == 0.0
+    assert choices.logprobs(0, [0, 2]) == [-math.inf] * 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 2.0])
+def test_a_log_probability_does_not_depend_on_how_the_token_was_drawn(temperature: float) -> None:
+    choices, expected = fixed([0.5, -1.0, 2.0, 1.9])
+    generator = torch.Generator().manual_seed(0) if temperature else None
+    for _ in range(20):
+        token = choices.choose(0, Sampling(1, temperature, top_p=0.8), generator)
+        assert choices.logprob(0, token) == pytest.approx(float(expected[0][token]), abs=1e-6)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_place_that_is_not_finite_has_no_log_probabilities(odd: float) -> None:
+    choices = Choices(torch.tensor([[odd, 1.0], [4.0, 4.0]]), None)
+    with pytest.raises(Failure, match="model_error"):
+        choices.logprobs(0, [1])
+    assert choices.logprobs(1, [0, 1]) == pytest.approx([math.log(0.5)] * 2)
+
+
+def test_the_largest_of_ids_is_told_exactly() -> None:
+    """They travel as floats."""
+    logits = torch.zeros(1, 151_936)
+    for best in (151_935, 131_073, 65_537):
+        choices = Choices(logits.scatter(1, torch.tensor([[best]]), 50.0), None)
+        assert choices.choose(0, GREEDY, None) == best
+        assert choices.logprob(0, best) == pytest.approx(0.0, abs=1e-6)
+
+
 @pytest.mark.gpu
 def test_bits_are_spread_on_a_card_as_here() -> None:
     allowed = np.random.default_rng(0).integers(0, 256, (5, 13), dtype=np.uint8)

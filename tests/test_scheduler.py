@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import CancelledError
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -219,7 +220,7 @@ def test_answers_longer_than_expected_preempt_the_last_and_lose_nothing() -> Non
 def test_a_row_that_is_put_back_is_not_planned() -> None:
     """One with much to compute comes late in the order, however early its turn, and may need another's room."""
     planner, cache = scheduler(blocks=9, step_tokens=512, answer_share=0.01)
-    early, late = sequence(16, 200), sequence(100, 20)
+    early, late = sequence(16, 128), sequence(100, 20)
     queued(planner, early, late)
     while not late.made:
         step(planner, cache)
@@ -244,6 +245,83 @@ def test_a_draft_takes_room_from_nobody() -> None:
     assert planner.allow(piece, [1] * 49).draft == []
     assert planner.allow(piece, []) == piece
     assert planner.preempted == 0
+
+
+def probing(stem: int, path: int, **more: Any) -> Sequence:
+    """Asks behind the last token of its stem and each of its path."""
+    return Sequence([next(_words)] * (stem + path), Sampling(1), probes=[[1, 2]] * (path + 1), **more)
+
+
+@pytest.mark.parametrize(
+    ("step_tokens", "counts", "places"),
+    [
+        (512, [49], [10]),
+        (16, [16, 16, 16, 1], [0, 0, 9, 1]),
+        (39, [39, 10], [0, 10]),
+        (40, [40, 9], [1, 9]),
+        (3, [3] * 16 + [1], [0] * 13 + [3, 3, 3, 1]),
+    ],
+)
+def test_each_place_is_known_in_the_piece_that_computes_it(
+    step_tokens: int, counts: list[int], places: list[int]
+) -> None:
+    """Of 49 tokens the last ten are asked about; however they are cut, each of them once."""
+    planner, cache = scheduler(step_tokens=step_tokens)
+    row = probing(40, 9)
+    queued(planner, row)
+    told = []
+    while row.due:
+        (piece,) = planner.plan()
+        told.append((piece.count, piece.places))
+        row.computed += piece.count
+        cache.fill(row.number, row.ids, row.computed)
+    assert told == list(zip(counts, places, strict=True))
+
+
+def test_a_row_that_answers_has_a_place_where_it_is_due() -> None:
+    row = sequence(20)
+    assert Piece(row, 19).places == 0
+    assert Piece(row, 20).places == 1
+    assert Piece(row, 20, [5, 6]).places == 3
+
+
+def test_probes_are_asked_of_whoever_has_read_the_same_before() -> None:
+    """What is known of a row goes up to what it asks about, and no further."""
+    planner, cache = scheduler(blocks=60, step_tokens=512)
+    ids = [7] * 100
+    queued(planner, Sequence(ids, Sampling(1)))
+    step(planner, cache)
+    for asked, known in [(1, 96), (4, 96), (5, 80), (20, 80), (21, 64), (99, 0), (100, 0)]:
+        row = Sequence(ids, Sampling(1), probes=[[]] * asked)
+        queued(planner, row)
+        (piece,) = planner.plan()
+        assert (row.reusable, row.computed, piece.places) == (100 - asked, known, asked)
+        planner.end(row, complete=True)
+    assert cache.used == 0
+
+
+def test_who_follows_costs_little_and_waits_for_whom_it_follows() -> None:
+    planner, cache = scheduler(blocks=200, step_tokens=64)
+    stem = [next(_words)] * 1000
+    rows = [Sequence([*stem, path], Sampling(1), probes=[[], []], follows=999 * (path > 0)) for path in range(5)]
+    queued(planner, *rows)
+    assert [row.cost for row in rows] == [1001 + 8] + 4 * [1001 - 999 // BLOCK * BLOCK + 8]
+    assert planner._admission.queued == sum(row.cost for row in rows)
+    assert [piece.sequence for piece in planner.plan()] == rows[:1]
+    for row in rows:
+        row.future.cancel()
+    assert planner.plan() == []
+    assert (planner._admission.queued, planner._admission.running, cache.used) == (0, 0, 0)
+
+
+def test_who_can_never_fit_is_refused_and_counted_nowhere() -> None:
+    planner, _ = scheduler(blocks=4)
+    for row in (sequence(61), probing(60, 4)):
+        with pytest.raises(Failure, match="context_length_exceeded"):
+            planner.admit(row)
+    assert not planner.waiting and planner._admission.queued == 0
+    queued(planner, sequence(60), probing(60, 3))
+    assert len(planner.waiting) == 2
 
 
 def test_admission_notes_the_time() -> None:

@@ -1,6 +1,7 @@
 """service.py against the real BentoML server: the contract of POST /prompt, and the two hooks it hangs on."""
 
 import asyncio
+import hmac
 import json
 import re
 import socket
@@ -23,6 +24,7 @@ SCHEMA = {
     "required": ["total", "city"],
     "additionalProperties": False,
 }
+TOTAL = {"prompt": "Where and how much?", "context": {"document": "Oslo, 12.50"}, "schema": SCHEMA}
 GOOD = {"prompt": "Where and how much?", "context": {"document": "Oslo, 12.50"}, "labels": ["Rome", "Oslo"]}
 
 
@@ -40,8 +42,12 @@ def test_the_answer_has_exactly_the_documented_form(tiny_server: Server) -> None
     assert response.status_code == 200
     assert list(body) == ["success", "output", "metadata"]
     assert body["success"] is True
-    assert json.loads(body["output"]) in ({"label": "Rome"}, {"label": "Oslo"})
-    assert body["metadata"].keys() == {"model", "generation_time", "finish_reason", "usage", "request_id"}
+    output = json.loads(body["output"])
+    assert list(output) == ["label", "probability", "probabilities", "abstained"]
+    assert output["probabilities"].keys() == {"Rome", "Oslo"}
+    known = {"model", "generation_time", "finish_reason", "usage", "request_id"}
+    assert body["metadata"].keys() == known | {"labels", "receipt"}
+    assert body["metadata"]["labels"]["prior"] == "content-free"
     assert body["metadata"]["finish_reason"] == "stop"
     assert body["metadata"]["usage"]["prompt_tokens"] > 20
     assert body["metadata"]["request_id"] == response.headers["x-request-id"]
@@ -50,6 +56,91 @@ def test_the_answer_has_exactly_the_documented_form(tiny_server: Server) -> None
 def test_a_callers_schema_is_kept(tiny_server: Server) -> None:
     output = json.loads(post(tiny_server, {"prompt": "x", "context": {}, "schema": SCHEMA}).json()["output"])
     assert output.keys() == {"total", "city"} and 0 <= output["total"] <= 1000
+
+
+def test_what_is_known_of_an_answer_comes_with_it(tiny_server: Server) -> None:
+    checks = [{"rule": "equal", "of": ["/total", "/total"]}]
+    told = post(tiny_server, {**TOTAL, "schema": {**SCHEMA, "x-check": checks}}).json()
+    metadata, output = told["metadata"], json.loads(told["output"])
+    assert [each["pointer"] for each in metadata["evidence"]] == ["/total", "/city"]
+    assert [each["value"] for each in metadata["evidence"]] == [output["total"], output["city"]]
+    assert metadata["confidence"].keys() == {"/total", "/city"}
+    assert all(0 < each["raw"] <= 1 for each in metadata["confidence"].values())
+    assert [each["passed"] for each in metadata["checks"]] == [True]
+    assert metadata["receipt"]["sampling"]["temperature"] == 0
+    assert post(tiny_server, TOTAL).json()["metadata"].keys() >= {"evidence", "confidence", "receipt"}
+
+
+def only(**values: Any) -> dict[str, Any]:
+    """A schema that one answer alone fits."""
+    properties = {name: {"const": value} for name, value in values.items()}
+    return {"type": "object", "properties": properties, "required": list(values), "additionalProperties": False}
+
+
+def test_evidence_points_into_the_text_that_was_sent(tiny_server: Server) -> None:
+    prompt = "Where?\r\n\r\n  In Oslo \U0001f389, for 12,50 \u20ac."
+    schema = only(city="Oslo", total=12.5, other="Rome")
+    for text, context in ((prompt, {}), ("Where?", {"document": prompt})):
+        found = post(tiny_server, {"prompt": text, "context": context, "schema": schema}).json()["metadata"]["evidence"]
+        assert [each["match"] for each in found] == ["exact", "normalised", "absent"]
+        assert [prompt[each["start"] : each["end"]] for each in found[:2]] == [each["text"] for each in found[:2]]
+        assert found[0]["text"] == "Oslo" and "12,50" in found[1]["text"]
+
+
+def test_what_was_forced_is_certain(tiny_server: Server) -> None:
+    metadata = post(tiny_server, {**TOTAL, "schema": only(city="Oslo")}).json()["metadata"]
+    assert metadata["confidence"] == {"/city": {"raw": 1.0, "calibrated": None}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "named"),
+    [
+        ({"schema": only(city="Oslo", land="Norway"), "require_evidence": True}, "evidence_absent", "/land"),
+        (
+            {"schema": {**only(a="Oslo", b="Bergen"), "x-evidence": "required"}},
+            "evidence_absent",
+            "/b",
+        ),
+        (
+            {
+                "schema": {
+                    **only(net=10, total=12.5),
+                    "x-check": [{"rule": "equal", "name": "no tax", "of": ["/net", "/total"], "on_fail": "error"}],
+                }
+            },
+            "check_failed",
+            "no tax",
+        ),
+    ],
+)
+def test_an_answer_that_breaks_a_promise_is_a_typed_error(
+    fields: dict[str, Any], code: str, named: str, tiny_server: Server
+) -> None:
+    response = post(tiny_server, {**TOTAL, **fields})
+    body = response.json()
+    assert (response.status_code, body["error_type"], body["success"]) == (422, code, False)
+    assert named in body["error"]
+    assert "Norway" not in body["error"] and "Oslo" not in body["error"]
+
+
+def test_labels_are_probable_abstained_from_or_none_of_them(tiny_server: Server) -> None:
+    labels = ["Rome", {"label": "Oslo", "description": "in the north"}]
+    body = {**GOOD, "labels": labels, "none_of_these": True}
+    told = json.loads(post(tiny_server, body).json()["output"])
+    assert list(told["probabilities"]) == ["Rome", "Oslo", "none of these"]
+    assert sum(told["probabilities"].values()) == pytest.approx(1)
+    assert told["abstained"] is False
+    told = json.loads(post(tiny_server, {**body, "abstain_below": 1}).json()["output"])
+    assert (told["label"], told["abstained"]) == (None, True)
+
+
+def test_the_same_question_has_the_same_receipt(tiny_server: Server) -> None:
+    first, again, other = (
+        post(tiny_server, body).json()["metadata"]["receipt"] for body in (TOTAL, TOTAL, {**TOTAL, "prompt": "x"})
+    )
+    assert first == again
+    assert {name for name in first if first[name] != other[name]} >= {"input"}
+    assert first["form"] == other["form"]
 
 
 def test_text_is_text(tiny_server: Server) -> None:
@@ -86,32 +177,38 @@ def test_after_all_that_a_good_request_is_answered(tiny_server: Server) -> None:
 @pytest.mark.parametrize(
     ("changes", "status", "code"),
     [
-        ({"labels": None, "schema": {"type": "object", "not": {}}}, 400, "schema_unsupported"),
-        ({"labels": None, "schema": {"type": "wat"}}, 400, "schema_unsupported"),
-        ({"labels": None, "schema": {"type": "string", "pattern": "(?=x)"}}, 400, "schema_unsupported"),
-        ({"labels": None, "schema": {"$ref": "http://127.0.0.1:9/x"}}, 400, "schema_unsupported"),
-        ({"labels": None, "schema": {"type": "string", "minLength": 9, "maxLength": 3}}, 400, "schema_unsupported"),
-        ({"labels": None, "schema": {"type": "object", "x-guidance": {"lenient": True}}}, 400, "schema_unsupported"),
+        ({"schema": {"type": "object", "not": {}}}, 400, "schema_unsupported"),
+        ({"schema": {"type": "wat"}}, 400, "schema_invalid"),
+        ({"schema": {"type": "string", "pattern": "(?=x)"}}, 400, "schema_unsupported"),
+        ({"schema": {"$ref": "http://127.0.0.1:9/x"}}, 400, "schema_unsupported"),
+        ({"schema": {"type": "string", "minLength": 9, "maxLength": 3}}, 400, "schema_unsupported"),
+        ({"schema": {"type": "object", "x-guidance": {"lenient": True}}}, 400, "schema_unsupported"),
+        ({"schema": {**SCHEMA, "x-check": [{"rule": "magic"}]}}, 400, "schema_invalid"),
+        ({"schema": {**SCHEMA, "x-evidence": "perhaps"}}, 400, "schema_invalid"),
+        ({"context": {}, "require_evidence": True}, 400, "invalid_value"),
         ({"prompt": "word " * 9000}, 400, "context_length_exceeded"),
+        ({"prompt": "word " * 9000, "schema": None, "labels": ["a", "b"]}, 400, "context_length_exceeded"),
         ({"max_new_tokens": 8190}, 400, "context_length_exceeded"),
         ({"max_new_tokens": 1}, 400, "invalid_value"),
         ({"deadline_ms": 1}, 504, "deadline_exceeded"),
+        ({"deadline_ms": 1, "schema": None, "labels": ["a", "b"], "context": {}}, 504, "deadline_exceeded"),
     ],
-    ids=range(10),
+    ids=range(15),
 )
 def test_refusals_from_behind_the_door(tiny_server: Server, changes: dict[str, Any], status: int, code: str) -> None:
-    response = post(tiny_server, {**GOOD, **changes})
+    response = post(tiny_server, {**TOTAL, **changes})
     assert (response.status_code, response.json()["error_type"]) == (status, code)
 
 
 def test_counts_are_named_when_the_prompt_is_too_long(tiny_server: Server) -> None:
-    message = post(tiny_server, {**GOOD, "prompt": "word " * 9000}).json()["error"]
-    assert re.search(r"prompt has 9\d\d\d tokens .* context is 8192", message)
+    for body in (GOOD, TOTAL):
+        message = post(tiny_server, {**body, "prompt": "word " * 9000}).json()["error"]
+        assert re.search(r"prompt has 9\d\d\d tokens .* context is 8192", message)
 
 
 def test_a_bad_row_among_seven_good_ones_fails_alone(tiny_server: Server) -> None:
     bodies = [{**GOOD, "prompt": f"question {number}"} for number in range(8)]
-    bodies[3] = {**GOOD, "labels": None, "schema": {"not": {}}}  # type: ignore[dict-item]
+    bodies[3] = {**TOTAL, "schema": {"not": {}}}
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda body: post(tiny_server, body), bodies))
     assert [answer.status_code for answer in answers] == [200, 200, 200, 400, 200, 200, 200, 200]
@@ -208,8 +305,9 @@ def test_weights_in_memory_are_what_the_manifest_says(tiny_server: Server) -> No
 
 def test_metrics_tell_what_the_engine_did_and_nothing_of_what_was_said(tiny_server: Server) -> None:
     secret = "Zebra-4711"
-    body = {**GOOD, "prompt": f"What is {secret}?", "context": {"document": secret}}
-    assert post(tiny_server, body).status_code == 200
+    for body in (GOOD, TOTAL):
+        asked = {**body, "prompt": f"What is {secret}?", "context": {"document": secret}}
+        assert post(tiny_server, asked).status_code == 200
     assert post(tiny_server, {**GOOD, "wrong": 1}).status_code == 400
     told = httpx.get(f"{tiny_server.url}/metrics").text
     values = {name: float(value) for name, value in re.findall(r"^(zopilot_\S+) (\S+)$", told, re.MULTILINE)}
@@ -246,6 +344,9 @@ def test_the_openapi_description_has_the_exact_body(tiny_server: Server) -> None
         "context",
         "schema",
         "labels",
+        "none_of_these",
+        "abstain_below",
+        "require_evidence",
         "format",
         "max_new_tokens",
         "temperature",
@@ -268,7 +369,8 @@ def test_bentomls_own_clients_agree(tiny_server: Server) -> None:
         async with bentoml.AsyncHTTPClient(tiny_server.url, timeout=60) as client:
             return await client.prompt(GOOD)
 
-    assert asyncio.run(ask())["output"] == told["output"]
+    again = asyncio.run(ask())
+    assert json.loads(again["output"])["label"] == json.loads(told["output"])["label"]
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +385,7 @@ def strict_server(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ZOPILOT_QUEUE_TOKENS="40000",
         ZOPILOT_MAX_BODY="4096",
         ZOPILOT_KV_TOKENS="2100",
+        ZOPILOT_RECEIPT_KEY="of the operator",
     ) as server:
         yield server
 
@@ -294,6 +397,18 @@ def test_a_key_is_asked_for(strict_server: Server) -> None:
     assert httpx.get(f"{strict_server.url}/metrics").status_code == 401
     assert httpx.get(f"{strict_server.url}/health").status_code == 401
     assert httpx.get(f"{strict_server.url}/readyz").status_code == 200
+
+
+def test_a_receipt_can_be_proven_with_the_operators_key(strict_server: Server) -> None:
+    """By anyone who has it, with nothing but the standard library."""
+    told = post(strict_server, GOOD, headers={"x-api-key": "first"}).json()
+
+    def sealed(kind: str, text: str) -> str:
+        return hmac.new(b"of the operator", f"{kind}\0{text}".encode(), "sha256").hexdigest()
+
+    asked = json.dumps([GOOD["prompt"], GOOD["context"]], ensure_ascii=False, separators=(",", ":"))
+    receipt = told["metadata"]["receipt"]
+    assert (receipt["input"], receipt["output"]) == (sealed("input", asked), sealed("output", told["output"]))
 
 
 def test_bentomls_client_sends_the_key_as_a_bearer_token(strict_server: Server) -> None:
@@ -387,6 +502,10 @@ def test_logs_hold_no_text_of_documents_or_keys(tiny_home: Path, tmp_path: Path)
         post(server, {"prompt": canary, canary: 1}, headers=key)
         post(server, {"prompt": canary, "schema": {"type": canary}}, headers=key)
         post(server, {"prompt": canary, "max_new_tokens": canary}, headers={"x-api-key": canary})
+        described = {"label": canary, "description": canary}
+        post(server, {"prompt": canary, "context": {"document": canary}, "labels": [described]}, headers=key)
+        strict = {"schema": only(**{canary: canary}), "require_evidence": True}
+        post(server, {"prompt": canary, "context": {"document": "x"}, **strict}, headers=key)
         httpx.get(f"{server.url}/{canary}")
         wait_until_ready(server)
         log = server.log.read_text()

@@ -20,12 +20,14 @@ def test_values_are_parsed() -> None:
             "ALLOWED_ORIGINS": "https://a.example,https://b.example",
             "HEALTH_CHECK_PUBLIC": "0",
             "ZOPILOT_KV_TOKENS": "1024",
+            "ZOPILOT_RECEIPT_KEY": " a, b ",
         }
     )
     assert found.api_keys == ("one", "two")
     assert found.allowed_origins == ("https://a.example", "https://b.example")
     assert found.health_public is False
     assert found.kv_tokens == 1024
+    assert found.receipt_key == "a, b"
 
 
 @pytest.mark.parametrize("text", ["-1", "1e3", "10000001", "٣٠٠", "many"])

@@ -9,7 +9,7 @@ from models.engine.scheduler import Piece
 
 @dataclass(frozen=True)
 class Batch:
-    """`ids` and `positions` of T tokens; `wanted`: the places behind which a token is to be chosen, in rows' order."""
+    """`ids` and `positions` of T tokens; `wanted`: behind which places it is to be known what may come."""
 
     ids: list[int]
     positions: list[int]
@@ -18,7 +18,7 @@ class Batch:
 
 
 def flatten(planned: list[Piece], cache: Cache) -> Batch:
-    """Lay pieces end to end; a row that is due wants the place of its last token and those of its draft's."""
+    """Lay pieces end to end."""
     spans: list[Span] = []
     ids: list[int] = []
     positions: list[int] = []
@@ -28,6 +28,5 @@ def flatten(planned: list[Piece], cache: Cache) -> Batch:
         spans.append(Span(cache.table(piece.sequence.number), len(ids), start, len(tokens)))
         ids += tokens
         positions += range(start, start + len(tokens))
-        if piece.due:
-            wanted += range(len(ids) - 1 - len(piece.draft), len(ids))
+        wanted += range(len(ids) - piece.places, len(ids))
     return Batch(ids, positions, spans, wanted)

@@ -95,14 +95,15 @@ class Cache:
                 return
             yield parent
 
-    def open(self, number: int, ids: list[int], spare: int) -> int:
+    def open(self, number: int, ids: list[int], spare: int, reusable: int | None = None) -> int:
         """Give sequence `number` blocks for all of `ids`; how many tokens of it are there already.
 
         The caller has asked `find` and `available` first. `spare` blocks behind them are kept free if
-        possible, so that the answer may lie side by side with the prompt.
+        possible, so that the answer may lie side by side with the prompt. What comes after the first `reusable` tokens
+        is computed anew; None: the last one.
         """
         assert number not in self._tables
-        table = self._tables[number] = list(self._path(ids))
+        table = self._tables[number] = list(self._path(ids if reusable is None else ids[: reusable + 1]))
         for block in table:
             self._use(block)
         known = len(table)

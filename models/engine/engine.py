@@ -54,7 +54,7 @@ class Engine:
         self.cache = Cache(
             config.num_hidden_layers, config.num_key_value_heads, head_dim, first.dtype, first.device, kv_tokens
         )
-        self._logits = forward(network, self.cache)
+        self.forward = forward(network, self.cache)
         self.admission = Admission(queue_tokens)
         self.scheduler = Scheduler(self.cache, self.admission, step_tokens)
         self._masks = Masks(self.vocabulary)
@@ -84,11 +84,6 @@ class Engine:
         return self._told_to_stop
 
     @property
-    def path(self) -> str:
-        """Which way steps are computed."""
-        return self._logits.name
-
-    @property
     def alive(self) -> bool:
         since = self._since
         return self._thread.is_alive() and (since is None or time.monotonic() - since < self.hang_seconds)
@@ -103,12 +98,6 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; raises Failure where it can never fit or would wait too long."""
-        if sequence.capacity > self.cache.budget:
-            raise Failure(
-                "context_length_exceeded",
-                f"{sequence.capacity} tokens are needed (prompt {len(sequence.prompt)}, answer "
-                f"{sequence.sampling.max_new_tokens}); {self.cache.budget} fit at once",
-            )
         if not sequence.prompt or not 0 <= min(sequence.prompt) <= max(sequence.prompt) < self.vocabulary:
             raise ValueError("a prompt needs ids of the model's vocabulary")
         # What the grammar forces at the start is computed together with the prompt; one token is left to choose.
@@ -147,8 +136,9 @@ class Engine:
         with self._wake:
             planned = self.scheduler.plan()
         if planned:
-            planned = self._draft(planned)
-            self._masks.begin([piece for piece in planned if piece.due])
+            if self._speculate:
+                planned = self._draft(planned)
+            self._masks.begin([piece for piece in planned if piece.places])
             tokens = sum(len(piece.ids) for piece in planned)
             self._count("prompt", sum(piece.prompt_tokens for piece in planned))
             self._compute(planned)
@@ -159,10 +149,10 @@ class Engine:
 
     def _draft(self, planned: list[Piece]) -> list[Piece]:
         """Put drafts behind decoding rows where they pay; a step that reads prompts is full without them."""
-        if not self._speculate or not all(piece.due and piece.sequence.made for piece in planned):
+        if not all(piece.due and piece.sequence.made for piece in planned):
             return planned
         drafts = [piece.sequence.draft(self._stops) for piece in planned]
-        drafting = sum(1 for draft in drafts if draft)
+        drafting = sum(map(bool, drafts))
         length = self.utility.length(len(planned), drafting) if drafting else 0
         with self._wake:
             return [self.scheduler.allow(piece, draft[:length]) for piece, draft in zip(planned, drafts, strict=True)]
@@ -185,21 +175,27 @@ class Engine:
             return
         first = 0
         for piece in planned:
-            due = 1 + len(piece.draft) if piece.due else 0
+            places = piece.places
             self._advance(piece, choices, first)
-            first += due
+            first += places
 
     def _forward(self, planned: list[Piece]) -> Choices:
         """For each row due what may come next, and what behind each token of its draft."""
-        logits = self._logits(flatten(planned, self.cache)).float()
-        return Choices(logits, self._masks.allowed([piece for piece in planned if piece.due]))
+        logits = self.forward(flatten(planned, self.cache)).float()
+        return Choices(logits, self._masks.allowed([piece for piece in planned if piece.places]))
 
     def _advance(self, piece: Piece, choices: Choices, first: int) -> None:
         """Choose a row's next tokens, as many as its draft has right and one more; a fault is this row's alone."""
         row, due, right = piece.sequence, piece.due, 0
+        places = piece.places
         row.computed += piece.count
         self.cache.fill(row.number, row.ids, row.computed)
         try:
+            if row.probes:
+                row.probed += [choices.logprobs(first + at, ids) for at, ids in enumerate(row.asked(places))]
+                if due:
+                    self._end(row)
+                return
             while due:
                 chosen = self._choose(row, choices, first + right)
                 if chosen is None:
@@ -225,17 +221,22 @@ class Engine:
             row.first = time.monotonic()
             metrics.note_first(row.started - row.submitted, row.first - row.submitted)
         token = choices.choose(at, row.sampling, row.generator)
-        ended = row.take(token if row.guard is None else row.guard.admit(token, row.left), self._stops)
+        if row.guard is not None:
+            token = row.guard.admit(token, row.left)
+        ended = row.take(token, self._stops, choices.logprob(at, token))
         self._count("answer", 1)
         if not ended:
             self._count("forced", row.force(row.sampling.max_new_tokens, self._stops))
             ended = row.ended
         if not ended and row.left:
             return row.ids[before:]
+        self._end(row, ended)
+        return None
+
+    def _end(self, row: Sequence, ended: bool = True) -> None:
         with self._wake:
             self.scheduler.end(row, complete=True)
         row.finish(ended)
-        return None
 
     def _count(self, kind: str, tokens: int) -> None:
         if tokens:

@@ -22,14 +22,30 @@ class Choices:
         if allowed is not None:
             forbid(logits, allowed)
         self._logits = logits
-        self._best, self._sound = torch.stack([logits.argmax(dim=1), sound]).tolist()
+        best, chosen = logits.max(dim=1)
+        self._totals = logits.logsumexp(dim=1)
+        # One copy from a card for all three; a float holds every id below 2^24 exactly.
+        self._best, self._logprobs, self._sound = torch.stack([chosen, best - self._totals, sound]).tolist()
 
     def choose(self, at: int, sampling: Sampling, generator: torch.Generator | None) -> int:
         """One token behind place `at`, the best one without a generator; Failure where the logits are not finite."""
+        self._check(at)
+        best = int(self._best[at])
+        return best if generator is None else draw(self._logits[at].cpu(), sampling, generator)
+
+    def logprob(self, at: int, token: int) -> float:
+        """Of `token` among all that may come behind place `at`, at temperature 1."""
+        return float(self._logprobs[at]) if token == self._best[at] else self.logprobs(at, [token])[0]
+
+    def logprobs(self, at: int, tokens: list[int]) -> list[float]:
+        """The same for several tokens; Failure where the logits are not finite."""
+        self._check(at)
+        found: list[float] = (self._logits[at, tokens] - self._totals[at]).tolist()
+        return found
+
+    def _check(self, at: int) -> None:
         if not self._sound[at]:
             raise Failure("model_error", "the model's output was not finite")
-        best: int = self._best[at]
-        return best if generator is None else draw(self._logits[at].cpu(), sampling, generator)
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -46,6 +46,14 @@ class Piece:
         """Whether the row's next token can be chosen after it."""
         return self.count == self.sequence.due
 
+    @property
+    def places(self) -> int:
+        """Behind how many of its last tokens it is to be known what may come."""
+        row = self.sequence
+        if row.probes:
+            return max(row.computed + self.count - max(row.computed, row.reusable), 0)
+        return 1 + len(self.draft) if self.due else 0
+
 
 class Scheduler:
     """Rows join and leave between steps, and the books of `admission` are kept. The caller holds a lock."""
@@ -60,9 +68,16 @@ class Scheduler:
         self.preempted = 0
 
     def admit(self, sequence: Sequence) -> None:
-        """Queue a new sequence; raises Failure where it would wait too long."""
+        """Queue a new sequence; raises Failure where it can never fit or would wait too long."""
+        if sequence.capacity > self._cache.budget:
+            raise Failure(
+                "context_length_exceeded",
+                f"{sequence.capacity} tokens are needed (prompt {len(sequence.prompt)}, answer "
+                f"{sequence.sampling.max_new_tokens}); {self._cache.budget} fit at once",
+            )
         now = time.monotonic()
-        unknown = len(sequence.prompt) - self._cache.find(sequence.prompt)[0] * BLOCK
+        known = sequence.follows or self._find(sequence)[0] * BLOCK
+        unknown = len(sequence.prompt) - known // BLOCK * BLOCK
         sequence.cost = self._admission.estimate(unknown, sequence.sampling.max_new_tokens)
         content = (tuple(sequence.prompt), sequence.sampling)
         self._admission.admit(sequence.cost, content, sequence.deadline - now, now)
@@ -102,7 +117,7 @@ class Scheduler:
         The length of a `complete` answer tells about the next ones; what a `failed` one has computed is not used again.
         """
         self._release(sequence, sound=not failed)
-        share = sequence.made / sequence.sampling.max_new_tokens if complete else None
+        share = sequence.made / sequence.sampling.max_new_tokens if complete and not sequence.probes else None
         self._admission.finish(sequence.cost, time.monotonic() if now is None else now, share)
 
     def _release(self, sequence: Sequence, *, sound: bool = True) -> None:
@@ -116,7 +131,7 @@ class Scheduler:
         for sequence in self.waiting[:LOOKED_AT]:
             if len(self.running) >= max(self._step_tokens // 2, 1):
                 return
-            known, idle, writer = self._cache.find(sequence.ids)
+            known, idle, writer = self._find(sequence)
             if writer:
                 # Its beginning is being computed and need not be again; nor must it wait for a later turn.
                 for row in self.running:
@@ -126,6 +141,9 @@ class Scheduler:
                 self._enter(sequence)
             elif sequence.turn <= self._clock:
                 return  # its turn has come, so what gets free is for it
+
+    def _find(self, sequence: Sequence) -> tuple[int, int, int]:
+        return self._cache.find(sequence.ids[: sequence.reusable + 1])
 
     def _fits(self, sequence: Sequence, known: int, idle: int) -> bool:
         """Whether there is room for it and for what it and the others are expected to say."""
@@ -142,7 +160,7 @@ class Scheduler:
 
     def _enter(self, sequence: Sequence) -> None:
         spare = blocks(self._final(sequence)) - blocks(len(sequence.ids))
-        sequence.computed = self._cache.open(sequence.number, sequence.ids, spare)
+        sequence.computed = self._cache.open(sequence.number, sequence.ids, spare, sequence.reusable)
         metrics.count("reused", sequence.computed)
         if not sequence.started:
             sequence.started = time.monotonic()

@@ -8,9 +8,9 @@ from itertools import count
 from typing import Literal
 
 import torch
-from llguidance import LLMatcher
 
 from models.engine.closing import Guard
+from models.engine.matcher import Matcher
 from models.engine.speculation import LONGEST, Lookup
 from models.failure import Failure
 
@@ -34,6 +34,8 @@ class Completion:
     """What the engine made of a sequence: `tokens` without the end-of-turn token, times in seconds.
 
     `finish_reason`: "stop" by itself; "closed": whole, but ended for want of budget; "length": cut.
+    `logprobs`: of each token among all that the grammar allowed, 0 where there was no choice; `probed`: the answers to
+    the sequence's `probes`.
     """
 
     tokens: list[int]
@@ -41,6 +43,8 @@ class Completion:
     prompt_tokens: int
     waited: float
     generated: float
+    logprobs: list[float] = field(default_factory=list)
+    probed: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -48,17 +52,21 @@ class Sequence:
     """State of one row. The caller sets the first block and reads `future`; the engine's thread owns the rest.
 
     `deadline` is on the monotonic clock. `on_token` is called in the engine's thread, for tokens forced at
-    the start in the submitter's, and must not block.
+    the start in the submitter's, and must not block. With `probes` it says nothing: for each of the prompt's last
+    tokens, the ids whose log-probabilities behind it are asked for. `follows`: how many leading tokens another one has
+    that was submitted before.
     Cancel by `future.cancel()`: the row is gone before the next step.
     """
 
     prompt: list[int]
     sampling: Sampling
-    matcher: LLMatcher | None = None
+    matcher: Matcher | None = None
     deadline: float = float("inf")
     lane: Lane = "interactive"
     guard: Guard | None = None
     on_token: Callable[[int], None] | None = None
+    probes: list[list[int]] = field(default_factory=list)
+    follows: int = 0
     future: Future[Completion] = field(default_factory=Future)
     number: int = field(default_factory=lambda: next(_numbers))
 
@@ -70,6 +78,8 @@ class Sequence:
     started: float = 0.0
     first: float = 0.0  # when its first token was chosen
     generator: torch.Generator | None = None
+    logprobs: list[float] = field(default_factory=list)
+    probed: list[list[float]] = field(default_factory=list)
     lookup: Lookup = field(default_factory=Lookup)
 
     def __post_init__(self) -> None:
@@ -101,16 +111,31 @@ class Sequence:
         return len(self.ids) - self.computed
 
     @property
+    def reusable(self) -> int:
+        """Leading tokens that need not be computed where that was done before: all but those asked about."""
+        return len(self.ids) - max(len(self.probes), 1)
+
+    @property
     def capacity(self) -> int:
         """KV tokens this row may come to need."""
         return len(self.prompt) + self.sampling.max_new_tokens
 
     @property
     def ended(self) -> bool:
-        """Whether the grammar leaves nothing to say."""
-        return self.matcher is not None and bool(self.matcher.is_stopped())
+        """Whether the grammar leaves nothing to say; Failure where it has broken down, which it calls stopped too."""
+        if self.matcher is None or not self.matcher.is_stopped():
+            return False
+        if self.matcher.is_error():
+            raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
+        return True
 
-    def take(self, token: int, stops: frozenset[int]) -> bool:
+    def asked(self, places: int) -> list[list[int]]:
+        """What was asked about the last `places` tokens computed; what was known about them is forgotten."""
+        first = self.computed - places - self.reusable
+        del self.probed[max(first, 0) :]
+        return self.probes[first : first + places] if places else []
+
+    def take(self, token: int, stops: frozenset[int], logprob: float = 0.0) -> bool:
         """Move the grammar on, and append the token unless it ends the turn; whether the answer has ended."""
         if self.matcher is not None and not self.matcher.consume_token(token):
             # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
@@ -118,6 +143,7 @@ class Sequence:
         if token in stops:
             return True
         self.ids.append(token)
+        self.logprobs.append(logprob)
         if self.on_token is not None:
             self.on_token(token)
         return self.ended
@@ -151,7 +177,8 @@ class Sequence:
         reason: FinishReason = "length" if not whole else "closed" if forced else "stop"
         now = time.monotonic()
         started = self.started or now
-        self._settle(Completion(self.output, reason, len(self.prompt), started - self.submitted, now - started))
+        times = started - self.submitted, now - started
+        self._settle(Completion(self.output, reason, len(self.prompt), *times, self.logprobs, self.probed))
 
     def fail(self, failure: Failure) -> None:
         self._settle(failure)

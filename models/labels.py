@@ -1,0 +1,160 @@
+"""Labels of any length as probabilities: scored, not decoded. One reading of the prompt, then all labels in one step.
+
+Sums of log-probabilities, less what the same labels get from texts that say nothing (arXiv 2102.09690); no length is
+divided by, which was measured to make it worse. Knows nothing of HTTP, and of calibration only what it is told.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import calibration
+from models.calibration import Calibration
+from models.catalog import Model
+from models.engine.engine import Engine
+from models.failure import Failure
+from models.question import Answer, Choice, Question, find_document, render, replace_document
+from models.receipt import Receipts
+from models.scoring import EMPTY, PRIOR_SECONDS, Ids, Scoring, Tree, spell, weigh
+from models.template import Template, Turn
+
+CONTENT_FREE, UNKNOWN = "content-free", "none"  # priors
+NONE = "none of these"  # what protocol.py keeps callers from calling a label
+PRIORS = 1024  # kept, by text and label set
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A question about labels on its way. Cancelling it frees its rows before the engine's next step."""
+
+    model: str
+    names: list[str]
+    scoring: Scoring
+    priors: list[Scoring]
+    question: Question
+    receipts: Receipts
+    task: str
+    calibration: Calibration | None
+
+    def cancel(self) -> None:
+        self.scoring.cancel()
+
+    async def answer(self) -> Answer:
+        """Wait for the scores; raises Failure."""
+        completions = await self.scoring.completions()
+        scores = self.scoring.tree.scores([completion.probed for completion in completions])
+        priors = [await prior.scores() for prior in self.priors]
+        prior = [math.fsum(column) / len(priors) for column in zip(*priors, strict=True)] or [0.0] * len(scores)
+        scores = [score - less for score, less in zip(scores, prior, strict=True)]
+        shares = self.calibration.apply(self.names, scores) if self.calibration else weigh(scores)
+        best = max(range(len(shares)), key=shares.__getitem__)
+        least = self.question.abstain_below
+        if least is None:
+            least = self.calibration.abstain_below if self.calibration else 0.0
+        abstained = shares[best] < least
+        none = self.question.none_of_these and best == len(shares) - 1
+        output = json.dumps(
+            {
+                "label": None if abstained or none else self.names[best],
+                "probability": shares[best],
+                "probabilities": dict(zip(self.names, shares, strict=True)),
+                "abstained": abstained,
+            },
+            ensure_ascii=False,
+        )
+        told = {
+            "scores": dict(zip(self.names, scores, strict=True)),
+            "prior": CONTENT_FREE if priors else UNKNOWN,
+            "task": self.task,
+            "calibration": self.calibration.id if self.calibration else None,
+        }
+        form = [self.names, [each.description for each in self.question.labels or ()]]
+        return Answer(
+            output=output,
+            model=self.model,
+            finish_reason="stop",
+            prompt_tokens=completions[0].prompt_tokens - len(self.scoring.tree.rows[0]),
+            completion_tokens=0,
+            seconds=max(completion.waited + completion.generated for completion in completions),
+            detail={"labels": told, "receipt": self.receipts.write(self.question, form, None, output)},
+        )
+
+
+class Labels:
+    """Questions about labels to one model."""
+
+    def __init__(
+        self, model: Model, template: Template, engine: Engine, end: int, receipts: Receipts, calibrations: Path | None
+    ) -> None:
+        """`end` is the id that ends the assistant's turn; `calibrations` the folder of those in force."""
+        self._receipts = receipts
+        self._calibrations = calibrations
+        self._model = model
+        self._template = template
+        self._engine = engine
+        self._end = end
+        self._priors: OrderedDict[tuple[str, tuple[Ids, ...]], Scoring] = OrderedDict()
+
+    def ask(self, question: Question, deadline: float) -> Decision:
+        """Render, tokenise and submit; `deadline` is on the monotonic clock. Raises Failure."""
+        assert question.labels is not None
+        names = [each.label for each in question.labels] + [NONE] * question.none_of_these
+        task = self._task([*question.labels, *[Choice(NONE)] * question.none_of_these])
+        tree = self.tree(names)
+        stem = self._stem(render(question.prompt, question.context, task))
+        longest, room = max(map(len, tree.labels)), self._model.context_length
+        if len(stem) + longest > room:
+            raise Failure(
+                "context_length_exceeded",
+                f"the prompt has {len(stem)} tokens and the longest label {longest}; the model's context is {room}",
+            )
+        texts = self._emptied(question, task)
+        told = hashlib.sha256(texts[0].encode()).hexdigest() if texts else ""
+        fitted = self._find(names, CONTENT_FREE if texts else UNKNOWN, told)
+        priors = [self._empty(text, tree) for text in texts]
+        scoring = Scoring(self._engine, stem, tree, deadline, question.lane)
+        return Decision(self._model.name, names, scoring, priors, question, self._receipts, told, fitted)
+
+    def _find(self, names: list[str], prior: str, task: str) -> Calibration | None:
+        if self._calibrations is None:
+            return None
+        return calibration.find(self._calibrations, self._receipts.made_with["model"], names, prior, task)
+
+    def tree(self, names: list[str]) -> Tree:
+        """The ids of the labels."""
+        return spell(self._template, names, self._end)
+
+    def _task(self, choices: list[Choice]) -> list[str]:
+        if not self._model.lists_labels and not any(each.description for each in choices):
+            return []
+        lines = [f"- {each.label}" + (f": {each.description}" if each.description else "") for each in choices]
+        return ["Answer with one of these labels and nothing else:\n" + "\n".join(lines)]
+
+    def _stem(self, text: str) -> list[int]:
+        return self._template.encode([Turn("user", text)])
+
+    def _emptied(self, question: Question, task: list[str]) -> list[str]:
+        """The same prompt with documents that say nothing; none where there is no document."""
+        document = find_document(question.prompt, question.context)
+        if document is None:
+            return []
+        return [
+            render(*replace_document(question.prompt, question.context, [text] * len(document.pages)), task)
+            for text in EMPTY
+        ]
+
+    def _empty(self, text: str, tree: Tree) -> Scoring:
+        key = text, tree.labels  # not every model is shown the labels
+        found = self._priors.get(key)
+        if found is None or found.lost:
+            until = time.monotonic() + PRIOR_SECONDS
+            found = Scoring(self._engine, self._stem(text), tree, until, "interactive")
+        self._priors[key] = found
+        self._priors.move_to_end(key)
+        if len(self._priors) > PRIORS:
+            self._priors.popitem(last=False)
+        return found

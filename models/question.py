@@ -1,0 +1,115 @@
+"""A question as it was asked, the form of its answer, and which part of it is the document. Knows no tokens."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeGuard
+
+from models.engine.schema import Schema
+from models.engine.sequence import FinishReason, Lane
+
+DOCUMENT = "document"  # the name in the context under which the document is looked for
+BLANK_LINE = re.compile(r"\n[ \t\r]*\n\s*")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a question's labels."""
+
+    label: str
+    description: str = ""
+
+
+class Question(Protocol):
+    """What is read of it; serving/protocol.py's Prompt is one."""
+
+    prompt: str
+    context: dict[str, Any]
+    json_schema: Schema | None
+    labels: list[Choice] | None
+    none_of_these: bool
+    abstain_below: float | None
+    require_evidence: bool
+    format: Literal["json", "text"]
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    seed: int | None
+    lane: Lane
+    allow_partial: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: `output` parses and fits the schema (or is text, where text was asked for); `detail` is what else
+    is known about it, by name."""
+
+    output: str
+    model: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    """The caller's own text. `pages` as they were sent; `paged`: as a list of them; `shift`: where the first one begins
+    in the prompt, if that is where it was found."""
+
+    pages: tuple[str, ...]
+    paged: bool = False
+    shift: int = 0
+
+
+def find_document(prompt: str, context: Mapping[str, Any]) -> Document | None:
+    """`context.document`, a string or a list of them, else the prompt after its first blank line."""
+    given = context.get(DOCUMENT)
+    if isinstance(given, str):
+        return Document((given,))
+    if _is_paged(given):
+        return Document(tuple(given), paged=True)
+    found = BLANK_LINE.search(prompt)
+    if found is None or found.end() == len(prompt):
+        return None
+    return Document((prompt[found.end() :],), shift=found.end())
+
+
+def replace_document(prompt: str, context: Mapping[str, Any], pages: list[str]) -> tuple[str, dict[str, Any]]:
+    """Prompt and context with other pages (one, unless the document is paged) where the document was found."""
+    document = find_document(prompt, context)
+    assert document is not None
+    if DOCUMENT in context and not document.shift:
+        return prompt, {**context, DOCUMENT: pages if document.paged else pages[0]}
+    return prompt[: document.shift] + pages[0], dict(context)
+
+
+def render(prompt: str, context: Mapping[str, Any], task: list[str]) -> str:
+    """The user's turn: `task` says what form the answer is to have. What many prompts share comes first, the document
+    last."""
+    parts = [*task, prompt]
+    texts = {name: text for key, value in context.items() for name, text in _texts(key, value)}
+    # Longer than any run of backticks inside, so no document can close its own block.
+    longest = max((len(run[0]) for text in texts.values() for run in re.finditer("`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    for name, text in texts.items():
+        parts.append(f"{name}:\n{fence}\n{text}\n{fence}")
+    return "\n\n".join(parts)
+
+
+def _texts(key: str, value: Any) -> list[tuple[str, str]]:
+    name = compact(key)
+    if key == DOCUMENT and _is_paged(value):
+        return [(f"{name}, page {number}", page) for number, page in enumerate(value, 1)]
+    return [(name, value if isinstance(value, str) else compact(value))]
+
+
+def _is_paged(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(page, str) for page in value)
+
+
+def compact(value: Any) -> str:
+    """JSON without blanks."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
