@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "answer_invalid": Kind(422, "the answer is not what was asked for"),
     "check_failed": Kind(422, "the answer breaks a rule of x-check"),
     "evidence_absent": Kind(422, "the answer has values that are not in the document"),
+    "windows_conflict": Kind(422, "parts of the document say different things"),
     "verbatim_absent": Kind(422, "nothing in the document fits a copy-only field"),
     "queue_full": Kind(429, "too many prompts are waiting", 10),
     "client_closed_request": Kind(499, "the client left"),

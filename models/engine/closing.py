@@ -3,8 +3,7 @@
 Knows budgets and plans; how a plan is found stands in search.py.
 """
 
-from llguidance import LLMatcher
-
+from models.engine.matcher import Matcher
 from models.engine.pieces import Pieces, Plan
 from models.engine.place import START, Place
 from models.engine.search import TAILS, Search, Walk
@@ -17,12 +16,12 @@ FAR = 1000  # tokens; what begins while more are left is taken to end in time
 class Closer(Pieces):
     """Finds closing paths in the tokens of one tokenizer."""
 
-    def path(self, matcher: LLMatcher, most: int, place: Place = START) -> list[int] | None:
+    def path(self, matcher: Matcher, most: int, place: Place = START) -> list[int] | None:
         """Ids, at most `most`, that lead from the matcher's state to a whole answer; None where none were found."""
         plan = self.plan(matcher, place)
         return None if plan is None or plan.size > most else self.tokens(plan)
 
-    def plan(self, matcher: LLMatcher, place: Place, hint: Plan | None = None) -> Plan | None:
+    def plan(self, matcher: Matcher, place: Place, hint: Plan | None = None) -> Plan | None:
         walk = Walk(matcher.deep_copy(), place, self.ids)
         if not Search(self, hint).finish(walk):
             return None
@@ -37,7 +36,7 @@ class Guard:
     comes to take all the rest is `lost`; it is looked at again when half of its budget is gone.
     """
 
-    def __init__(self, closer: Closer, matcher: LLMatcher, path: list[int] | None) -> None:
+    def __init__(self, closer: Closer, matcher: Matcher, path: list[int] | None) -> None:
         """`matcher` is the row's own, before each token it takes; `path` the closer's for it, within the budget."""
         self._closer = closer
         self._matcher = matcher

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-QUOTE, BACKSLASH = b'"\\'
+QUOTE, BACKSLASH, BLANK = b'"\\ '
 
 
 class Place(NamedTuple):
@@ -30,6 +30,8 @@ class Place(NamedTuple):
             )
         if byte == QUOTE:
             return Place(self.open, self.last, True)
+        if byte == BLANK:  # before an answer begins
+            return self
         if byte in b"{[":
             return Place(self.open + bytes([byte]), byte)
         return Place(self.open[:-1] if byte in b"}]" else self.open, byte)

@@ -1,18 +1,31 @@
-"""What a schema may cost: refuses, before anything compiles it, what would take time or memory without bound.
+"""What a caller's schema comes to: refused by keyword and pointer, or put as llguidance enforces it.
 
-The bounds are measured with the pinned llguidance and jsonschema_rs. Knows nothing of tokens.
+Refuses, before anything compiles it, what would take time or memory without bound; the limits are measured with the
+pinned llguidance and jsonschema_rs. Knows nothing of tokens.
 """
 
 import json
-from collections.abc import Iterator
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
-from urllib.parse import unquote
 
+import jsonschema_rs
+
+from models.engine.blame import Blame
+from models.engine.bounds import LARGEST, limits_for, nodes_of, places
+from models.engine.dialect import KEYWORDS, Node, Refs, children, escape, is_near_miss, moves, parts
+from models.engine.dialect import Schema as Schema
+from models.engine.logic import Logic
+from models.engine.reader import LATEST, Reader
+from models.engine.writer import Bounds, Writer
 from models.failure import Failure
 
-Schema = dict[str, Any]
+Fault = tuple[str, str]  # a keyword and its pointer
+DIALECTS = {
+    *(f"https://json-schema.org/draft/{name}/schema" for name in ("2020-12", "2019-09")),
+    *(f"http://json-schema.org/draft-0{number}/schema" for number in (4, 6, 7)),
+}
 
 MAX_BYTES = 65_536
 # llguidance intersects patterns in 2^n: 16 take 0.1 s, 24 take 45 s and 4 GB. Those of property names in n^2.
@@ -21,84 +34,201 @@ MAX_PATTERNS = 16
 MAX_DIVISOR = 100_000
 # A validator follows every $ref anew, so 28 doublings take 3 s, and the interpreter stands still meanwhile.
 MAX_VISITS = 10_000
+NAMED = 3  # faults in one message
+DEEP = "it is nested too deeply"
+LONGEST = 200  # characters of a pointer in it
 
 
-def admit(schema: Schema) -> str:
-    """The schema as JSON; Failure where it costs too much or a $ref leads out of it."""
-    text = json.dumps(schema)
-    if len(text) > MAX_BYTES:
-        raise _refusal(f"it is larger than {MAX_BYTES} bytes")
-    nodes = list(_nodes(schema))
-    if len({pattern for node in nodes for pattern in _patterns(node)}) > MAX_PATTERNS:
-        raise _refusal(f"it has more than {MAX_PATTERNS} different patterns")
-    if lcm(*(_digits(node["multipleOf"]) for node in nodes if _is_number(node.get("multipleOf")))) > MAX_DIVISOR:
-        raise _refusal(f"its values of multipleOf come together only beyond {MAX_DIVISOR}")
-    if any(isinstance(node.get("$id"), str) for node in nodes[1:]):
-        raise _refusal("it has an $id below its top")
+@dataclass(frozen=True)
+class Written:
+    """What is enforced, as JSON; the bounds that were supplied; and the same with tighter ones, which an answer fits
+    unless it has come up against one (None where there are none)."""
+
+    text: str
+    supplied: Bounds
+    inner: str | None
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A schema that can be enforced, as far as can be told without compiling it.
+
+    `narrowed`: keywords and pointers of which only a part can be said.
+    """
+
+    definitions: dict[str, Node]
+    narrowed: list[Fault]
+    refs: Refs
+
+    def candidates(self) -> Iterator[Written]:
+        """With all bounds first, for the case that llguidance refuses some, and without any last."""
+        limits = limits_for(self.definitions)
+        for each in (limits, replace(limits, closed=False), None):
+            writer = Writer(self.definitions, each)
+            inner = each and writer.supplied.keys() - {"additionalProperties", "decimals"}
+            yield Written(
+                writer.text,
+                writer.supplied,
+                Writer(self.definitions, each.inner(), to_measure=True).text if each and inner else None,
+            )
+
+    def blame(self, compiles: Callable[[str], bool]) -> Fault:
+        """The keyword without which it could be compiled; rather what could only be said in part."""
+        if self.narrowed:
+            return self.narrowed[0]
+        return Blame(self.definitions, self.refs, lambda some: compiles(Writer(some, None).text)).find()
+
+
+def dump(schema: Schema) -> str:
+    """The schema as JSON; Failure where it is too large or not JSON."""
     try:
-        if _visits(schema, schema, {}) > MAX_VISITS:
-            raise _refusal(f"it has more than {MAX_VISITS} parts when every $ref is followed")
+        text = json.dumps(schema, allow_nan=False)
+        json.dumps(schema, ensure_ascii=False).encode()
+    except ValueError:
+        raise refusal([_largest(schema)], "it holds what is not JSON") from None
     except RecursionError:
-        raise _refusal("it is nested too deeply") from None
+        raise refusal([_largest(schema)], DEEP) from None
+    if len(text) > MAX_BYTES:
+        raise refusal([_largest(schema)], f"it is larger than {MAX_BYTES} bytes")
     return text
 
 
-def _refusal(why: str) -> Failure:
-    return Failure("schema_unsupported", f"the schema cannot be enforced: {why}")
+def admit(schema: Schema) -> Admitted:
+    """Failure names a keyword that cannot be enforced, or costs too much, and its pointer."""
+    try:
+        return _admit(schema)
+    except RecursionError:
+        raise refusal([_largest(schema)], DEEP) from None
 
 
-def _nodes(schema: Schema) -> Iterator[Schema]:
-    """Every object in the schema, the top first."""
-    level: list[Any] = [schema]
-    while level:
-        yield from (node for node in level if isinstance(node, dict))
-        level = [
-            part
-            for node in level
-            if isinstance(node, dict | list)
-            for part in (node.values() if isinstance(node, dict) else node)
-        ]
+def refusal(faults: Iterable[Fault], why: str = "") -> Failure:
+    """`schema_unsupported`, with the first faults by keyword and pointer."""
+    named = ", ".join(map(_named, list(faults)[:NAMED]))
+    return Failure("schema_unsupported", f"the schema cannot be enforced: {named}{why and ': '}{why}")
 
 
-def _patterns(node: Schema) -> list[str]:
-    own, names = node.get("pattern"), node.get("patternProperties")
-    return [*([own] if isinstance(own, str) else []), *(names if isinstance(names, dict) else [])]
+def _named(fault: Fault) -> str:
+    keyword, at = fault
+    strange = keyword not in KEYWORDS and is_near_miss(keyword)
+    return f'"{keyword}" at {at[:LONGEST]}{"…" * (len(at) > LONGEST)}{" (no keyword of JSON Schema)" * strange}'
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _admit(schema: Schema) -> Admitted:
+    refs = Refs(schema)
+    _check_references(schema, refs)
+    judge(schema)
+    _check_strays(schema, refs)
+    reader = Reader(schema, refs)
+    if reader.faults:
+        raise refusal(reader.faults)
+    _check_loops(reader.definitions)
+    logic = Logic(reader.definitions)
+    if logic.faults:
+        raise refusal(logic.faults)
+    _check_cost(logic.definitions)
+    return Admitted(logic.definitions, list(logic.narrowed), refs)
 
 
-def _digits(value: float) -> int:
-    """The value without sign, point and zeros at its ends: 12 for 0.0012 and for 1200."""
-    return int("".join(map(str, Decimal(str(value)).normalize().as_tuple().digits)))
+def judge(schema: Schema) -> jsonschema_rs.Validator:
+    """A validator that fetches nothing and whose patterns run in linear time; Failure names what is no schema."""
+    try:
+        return jsonschema_rs.validator_for(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions())
+    except jsonschema_rs.ValidationError as error:
+        path = [str(step) for step in error.instance_path] or ["$schema"]
+    keyword = next((step for step in reversed(path) if step in KEYWORDS), path[-1])
+    fault = keyword, "/" + "/".join(map(escape, path))
+    if keyword in ("pattern", "patternProperties", "$schema"):
+        raise refusal([fault])
+    raise Failure("schema_invalid", f"the schema is not a valid JSON Schema: {_named(fault)}")
 
 
-def _visits(node: Any, schema: Schema, known: dict[str, int]) -> int:
+def _largest(schema: Schema) -> Fault:
+    """The keyword at the top that has most in it."""
+    keyword = max(schema, key=lambda key: len(repr(schema[key])), default="type")
+    return keyword, f"/{escape(keyword)}"
+
+
+def _check_references(schema: Schema, refs: Refs) -> None:
+    """Every $ref leads to a part of the schema, nothing moves what one means, and following all ends soon."""
+    faults: dict[Fault, None] = {}
+    for at, node in refs.parts():
+        if "$ref" in node and (not isinstance(node["$ref"], str) or refs.find(node["$ref"]) is None):
+            faults["$ref", f"{at}/$ref"] = None
+        if at and str(node.get("$schema", LATEST)).rstrip("#") not in DIALECTS:
+            faults["$schema", f"{at}/$schema"] = None
+        for key in ("$id", "id") if at else ():
+            if moves(node.get(key)) and any("$ref" in inner for _, inner in parts(node)):
+                faults[key, f"{at}/{key}"] = None
+    if faults:
+        raise refusal(faults)
+    if _visits("", schema, refs, {}) > MAX_VISITS:
+        at = next(at for at, node in refs.parts() if "$ref" in node)
+        raise refusal([("$ref", f"{at}/$ref")], f"it has more than {MAX_VISITS} parts when every $ref is followed")
+
+
+def _visits(at: str, node: Any, refs: Refs, known: dict[str, int]) -> int:
     """How many parts lie in `node` when every $ref is followed; into a recursive one, once."""
-    if isinstance(node, list):
-        return sum(_visits(part, schema, known) for part in node)
     if not isinstance(node, dict):
-        return 0
-    count = 1 + sum(_visits(part, schema, known) for part in node.values())
-    ref = node.get("$ref")
-    if isinstance(ref, str):
-        if ref not in known:
-            known[ref] = 1
-            known[ref] = _visits(_target(ref, schema), schema, known)
-        count += known[ref]
+        return 1
+    count = 1 + sum(_visits(place, child, refs, known) for place, child in children(node, at))
+    if "$ref" in node and (found := refs.find(node["$ref"])):
+        pointer, target = found
+        if pointer not in known:
+            known[pointer] = 1
+            known[pointer] = _visits(pointer, target, refs, known)
+        count += known[pointer]
     return count
 
 
-def _target(ref: str, schema: Schema) -> Any:
-    """What a $ref into the schema itself points at (RFC 6901)."""
-    found: Any = schema
-    try:
-        if ref != "#" and not ref.startswith("#/"):
-            raise KeyError(ref)
-        for part in unquote(ref).split("/")[1:]:
-            name = part.replace("~1", "/").replace("~0", "~")
-            found = found[int(name)] if isinstance(found, list) else found[name]
-    except (KeyError, IndexError, ValueError, TypeError):
-        raise _refusal("a $ref does not lead to a part of the schema itself") from None
-    return found
+def _check_strays(schema: Schema, refs: Refs) -> None:
+    """What a $ref leads to outside of where schemas stand has not been looked at by the metaschema."""
+    placed = {at for at, _ in parts(schema)}
+    for at, node in refs.parts():
+        if at not in placed and not jsonschema_rs.meta.is_valid({"$schema": schema.get("$schema", LATEST)} | node):
+            raise Failure("schema_invalid", f"the schema is not a valid JSON Schema: {_named(('$ref', at))}")
+
+
+def _check_loops(definitions: dict[str, Node]) -> None:
+    """A $ref may come back to itself only by way of a property or an item."""
+    for start in definitions:
+        seen, todo = set[str](), [definitions[start]]
+        while todo:
+            if isinstance(node := todo.pop(), dict):
+                todo += [node[key] for key in ("not", "if", "then", "else") if key in node]
+                todo += [part for key in ("allOf", "anyOf", "oneOf") for part in node.get(key, ())]
+                if (pointer := node.get("$ref")) == start:
+                    raise refusal([("$ref", f"{node['$comment']}/$ref")], "it leads to itself")
+                if pointer is not None and pointer not in seen:
+                    seen.add(pointer)
+                    todo.append(definitions[pointer])
+
+
+def _check_cost(definitions: dict[str, Node]) -> None:
+    nodes = [node for definition in definitions.values() for node in nodes_of(definition)]
+    divisors = {node["multipleOf"]: node.get("$comment", "") for node in nodes if "multipleOf" in node}
+    whole = [round(value * 10 ** max(map(places, divisors))) for value in divisors]
+    alike = lcm(*(int(str(value).rstrip("0")) for value in whole))
+    if alike > MAX_DIVISOR or (len(whole) > 1 and lcm(*whole) * max(whole) >= LARGEST):
+        fault = "multipleOf", f"{divisors[max(divisors)]}/multipleOf"
+        raise refusal([fault], f"values of multipleOf come together only beyond {MAX_DIVISOR}")
+    for node in nodes:
+        if len(node.get("patternProperties", ())) > MAX_PATTERNS:
+            raise refusal([("patternProperties", f"{node['$comment']}/patternProperties")], f"more than {MAX_PATTERNS}")
+    if len({node["pattern"] for node in nodes if "pattern" in node}) > MAX_PATTERNS:
+        _check_patterns(definitions, nodes)
+
+
+def _check_patterns(definitions: dict[str, Node], nodes: list[Schema]) -> None:
+    """Patterns under one allOf may have to hold at once."""
+    for node in nodes:
+        if "allOf" in node or (node.keys() & {"anyOf", "$ref"} and len(node.keys() - {"$comment"}) > 1):
+            found, seen, todo = set[str](), set[str](), [node]
+            while todo and len(found) <= MAX_PATTERNS:
+                for part in nodes_of(todo.pop()):
+                    found |= {part["pattern"]} if "pattern" in part else set()
+                    if (pointer := part.get("$ref")) is not None and pointer not in seen:
+                        seen.add(pointer)
+                        todo.append(definitions[pointer])
+            if len(found) > MAX_PATTERNS:
+                at = node.get("$comment", "")
+                raise refusal([("pattern", at)], f"more than {MAX_PATTERNS} patterns may have to hold at once")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from time import thread_time
 
-from llguidance import LLMatcher
-
+from models.engine.matcher import Matcher
 from models.engine.pieces import Pieces, Plan
 from models.engine.place import QUOTE, Place
 
@@ -38,7 +37,7 @@ def _sample(allowed: bytes) -> bytes:
 class Walk:
     """One way on from a matcher's state: a copy of the matcher, the bytes it has taken since, and the place."""
 
-    matcher: LLMatcher
+    matcher: Matcher
     place: Place
     ids: list[int]
     text: bytes = b""

@@ -1,0 +1,106 @@
+"""JSON Schemas of drafts 4 to 2020-12 read into one dialect: 2020-12, with what constrains an answer and no more.
+
+What can be said in other words is said in them (keywords.py); what cannot is a fault: a keyword and its pointer. `not`,
+`oneOf` and `if` are left to logic.py. Knows nothing of what enforces the result.
+"""
+
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote
+
+import jsonschema_rs
+
+from models.engine.dialect import KEYWORDS, LISTS, MAPS, SINGLE, Node, Refs, Schema, escape, is_near_miss
+from models.engine.keywords import RULES, is_plain
+
+LATEST = "https://json-schema.org/draft/2020-12/schema"
+# Each side by side, since what is additional depends on what is listed.
+TOGETHER = (
+    ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties"),
+    ("prefixItems", "items", "minItems", "maxItems"),
+)
+
+
+class Reader:
+    """Reads one schema that its metaschema finds well-formed.
+
+    `definitions` is the result by pointer, the whole being ""; a $ref in it is such a pointer. `faults`: what cannot
+    be said.
+    """
+
+    def __init__(self, schema: Schema, refs: Refs) -> None:
+        self.schema = schema
+        self.refs = refs
+        self.definitions: dict[str, Node] = {}
+        self.faults: dict[tuple[str, str], None] = {}
+        self.define("", schema)
+
+    def define(self, pointer: str, schema: Any) -> None:
+        if pointer not in self.definitions:
+            self.definitions[pointer] = True  # while it is read
+            self.definitions[pointer] = self.node(schema, pointer)
+
+    def fault(self, keyword: str, at: str) -> None:
+        self.faults[keyword, at] = None
+
+    def node(self, schema: Any, at: str) -> Node:
+        """One subschema in the one dialect."""
+        if isinstance(schema, bool):
+            return schema
+        if (values := self._listed(schema, at)) is not None:
+            return {"$comment": at, "enum": values}
+        made: Schema = {"$comment": at}
+        extra: list[Node] = []
+        for key, value in schema.items():
+            place = f"{at}/{escape(key)}"
+            if key in RULES:
+                extra += RULES[key](self, key, schema, made, place) or ()
+            elif key in MAPS:
+                made[key] = {name: self.node(part, f"{place}/{escape(name)}") for name, part in value.items()}
+            elif key in LISTS:
+                made[key] = [self.node(part, f"{place}/{number}") for number, part in enumerate(value)]
+            elif key in SINGLE:
+                made[key] = self.node(value, place)
+            elif key in ("type", "required"):
+                made[key] = value
+            elif (key == "x-check" and at) or is_near_miss(key):
+                self.fault(key, place)
+        if extra:
+            made["allOf"] = made.get("allOf", []) + extra
+        return _in_order(made)
+
+    def _listed(self, schema: Schema, at: str) -> list[Any] | None:
+        """The values that fit, where the schema lists some and says more of them; None where it does not."""
+        values = _values(schema)
+        more = schema.keys() & KEYWORDS - {"type"}
+        if values is None or (len(more) == 1 and more <= {"enum", "const"}):
+            return None
+        whole = {"$schema": self.schema.get("$schema", LATEST), "$ref": f"urn:x:whole#{quote(at)}"}
+        validator = jsonschema_rs.validator_for(whole, registry=self._registry, offline=True)
+        fitting = [value for value in values if validator.is_valid(value)]
+        if not is_plain(fitting):
+            self.fault("enum", f"{at}/enum")
+        return fitting
+
+    @cached_property
+    def _registry(self) -> jsonschema_rs.Registry:
+        return jsonschema_rs.Registry([("urn:x:whole", self.schema)])
+
+
+def _values(schema: Any) -> list[Any] | None:
+    """The values that fit a schema at most, where it lists them."""
+    if not isinstance(schema, dict):
+        return None
+    if "enum" in schema or "const" in schema:
+        return list(schema["enum"]) if "enum" in schema else [schema["const"]]
+    found = (_values(part) for part in schema.get("allOf", ()))
+    return next((values for values in found if values is not None), None)
+
+
+def _in_order(made: Schema) -> Schema:
+    """The same with what belongs together side by side, where the first of it was."""
+    ordered: Schema = {}
+    for key in made:
+        group = next((group for group in TOGETHER if key in group), (key,))
+        ordered |= {name: made[name] for name in group if name in made and name not in ordered}
+    return ordered
