@@ -120,7 +120,7 @@ class Labels:
         return Decision(self._model.name, names, scoring, priors, question, self._receipts, told, fitted)
 
     def _find(self, names: list[str], prior: str, task: str) -> Calibration | None:
-        if self._calibrations is None:
+        if self._calibrations is None or not task:  # without a document no other prompt would be told apart
             return None
         return calibration.find(self._calibrations, self._receipts.made_with["model"], names, prior, task)
 

@@ -7,10 +7,10 @@ BentoML batches lists. `Prompt.from_http_request` makes a list of one out of a b
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import bentoml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -27,10 +27,12 @@ class Label(BaseModel):
     label: str = Field(min_length=1, max_length=200)
     description: str = Field("", max_length=2000)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _alone(cls, given: Any) -> Any:
-        return {"label": given} if isinstance(given, str) else given
+
+def _described(given: Any) -> Any:
+    return {"label": given} if isinstance(given, str) else given
+
+
+Named = Annotated[Label, BeforeValidator(_described, json_schema_input_type=str | Label)]
 
 
 class Answer(Protocol):
@@ -91,7 +93,7 @@ class Prompt(bentoml.IODescriptor):
     prompt: str = Field(min_length=1, description="what to do; may hold the document itself")
     context: dict[str, Any] = Field({}, description="reference data by name; strings are shown as they are")
     json_schema: dict[str, Any] | None = Field(None, alias="schema", description="JSON Schema of the answer")
-    labels: list[Label] | None = Field(None, min_length=1, max_length=256, description="how probable is each of these")
+    labels: list[Named] | None = Field(None, min_length=1, max_length=256, description="how probable is each of these")
     none_of_these: bool = Field(False, description="with labels: none of them may be right")
     abstain_below: float | None = Field(None, ge=0, le=1, description="with labels: the least probability to decide")
     require_evidence: bool = Field(False, description="a value that is not in the document is an error")

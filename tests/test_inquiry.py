@@ -349,7 +349,7 @@ def test_too_long_a_document_and_too_long_a_prompt_are_refused() -> None:
 def decide(shares: dict[str, float]) -> Answer:
     best = max(shares, key=shares.__getitem__)
     output = {"label": best, "probability": shares[best], "probabilities": shares, "abstained": False}
-    labels = {"scores": {name: math.log(share) for name, share in shares.items()}, "prior": "none"}
+    labels = {"scores": {name: math.log(share) for name, share in shares.items()}, "prior": "none", "task": best}
     return Answer(json.dumps(output), "oracle", "stop", 10, 0, 1.0, {"labels": labels})
 
 
@@ -390,6 +390,7 @@ def test_labels_are_pooled_by_the_letters_of_each_window() -> None:
         "a" if "odd" in shown(part) else "b" for part in asked
     ]
     assert answer.detail["labels"]["prior"] == "none"
+    assert "task" not in answer.detail["labels"]  # of which there is not one
     assert answer.detail["labels"]["scores"] == pytest.approx(logs)
     assert all(part.abstain_below is None and part.prompt == "What?" for part in asked)
 
@@ -412,6 +413,18 @@ def test_labels_on_which_all_windows_agree(shares: dict[str, float], below: floa
     assert (told["label"], told["abstained"]) == answer
     assert told["probabilities"] == pytest.approx(shares)
     assert found.detail["windows"]["conflicts"] == []
+
+
+@pytest.mark.parametrize(("below", "abstained"), [(None, True), (0.5, False), (0.0, False), (0.9, True)])
+def test_what_was_fitted_says_when_to_abstain_unless_the_caller_does(below: float | None, abstained: bool) -> None:
+    def put(_: Question) -> Said:
+        answer = decide({"a": 0.6, "b": 0.4})
+        answer.detail["labels"]["abstain_below"] = 0.7
+        return Said(answer)
+
+    question = ask(labels=["a", "b"], abstain_below=below, context={"document": document()})
+    answer = asyncio.run(Inquiry(question, ROOM, measure, put, as_it_is).answer())
+    assert json.loads(answer.output)["abstained"] is abstained
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(1, 1e6)), min_size=1, max_size=64))

@@ -67,6 +67,7 @@ def test_each_property_may_be_null_and_lists_may_be_empty() -> None:
         {**WHOLE, "items": [{"name": "Tea"}]},
         {**WHOLE, "items": [{**WHOLE["items"][0], "more": 1}]},
         {**WHOLE, "items": [None]},
+        {**WHOLE, "items": None},  # as it can be empty
         {**WHOLE, "pay": {"by": "cheque"}},
         {**WHOLE, "pay": {"by": None}},  # as it would fit both
         [],
@@ -74,6 +75,20 @@ def test_each_property_may_be_null_and_lists_may_be_empty() -> None:
 )
 def test_all_else_stays_as_it_was(wrong: Any) -> None:
     assert not fits(relax(INVOICE), wrong)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"oneOf": [{"minItems": 2}, {"maxItems": 1}]}, [1]),
+        ({"not": {"minItems": 2}}, [1]),
+        ({"if": {"minItems": 2}, "then": {"maxItems": 3}, "else": {"maxItems": 1}}, [1]),
+        ({"oneOf": [{"properties": {"a": {"type": "string"}}}, {"required": ["b"]}]}, {"a": None, "b": 1}),
+    ],
+)
+def test_what_fitted_still_fits(schema: dict[str, Any], value: Any) -> None:
+    assert fits(schema, value)
+    assert fits(relax({"properties": {"x": schema}}), {"x": value})
 
 
 def test_rules_and_demands_are_left_out_wherever_they_stand() -> None:

@@ -221,6 +221,24 @@ def test_a_row_that_is_cut_is_completed_by_its_neighbour() -> None:
     assert list(merged.conflicts) == ["/rows/1/name"]  # not at the edge, so it is another reading
 
 
+def test_a_row_that_is_cut_does_not_hide_how_many_rows_both_windows_show() -> None:
+    """What stands in the text more often than it is named can be counted only together with its neighbours."""
+    text = (
+        "Tea 2.00\nIced Tea 1.50\n⟦Iced Tea 2.00\nTea 1.50\nFine old bread\nfrom the oven\n⟧3.10 each\nIced Tea 1.50\n"
+    )
+    names = [
+        ("Tea", 2.0),
+        ("Iced Tea", 1.5),
+        ("Iced Tea", 2.0),
+        ("Tea", 1.5),
+        ("Fine old bread", 3.1),
+        ("Iced Tea", 1.5),
+    ]
+    lines = [{"name": name, "price": price} for name, price in names]
+    merged, _, _ = parts(text, {"rows": [*lines[:4], lines[4] | {"price": None}]}, {"rows": lines[2:]})
+    assert sure(merged) == {"rows": lines}
+
+
 def test_two_readings_of_one_row_are_a_conflict() -> None:
     text = "Tea 1.50 A1\n⟦Bread 3.10 B2\nButter 4.25 C3\n⟧Salt 6.45 D4\n"
     first = {"rows": [{"name": "Bread", "price": 3.1, "code": "B2"}]}

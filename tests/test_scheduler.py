@@ -300,6 +300,22 @@ def test_probes_are_asked_of_whoever_has_read_the_same_before() -> None:
     assert cache.used == 0
 
 
+@pytest.mark.parametrize("blocks", [14, 15])
+def test_what_is_asked_about_needs_room_of_its_own(blocks: int) -> None:
+    """Even where another row has read the same: of 100 tokens 10 could be shared, which is no block."""
+    planner, cache = scheduler(blocks=blocks, step_tokens=512)
+    answering = Sequence([7] * 100, Sampling(20))
+    row = Sequence([7] * 100, Sampling(1), probes=[[]] * 90)
+    queued(planner, answering)
+    step(planner, cache)
+    queued(planner, row)
+    planned = planner.plan()
+    assert [piece.sequence for piece in planned] == ([answering, row] if blocks == 15 else [answering])
+    assert (row in planner.waiting) == (blocks == 14)
+    if blocks == 15:
+        assert not set(cache.table(row.number)) & set(cache.table(answering.number))
+
+
 def test_who_follows_costs_little_and_waits_for_whom_it_follows() -> None:
     planner, cache = scheduler(blocks=200, step_tokens=64)
     stem = [next(_words)] * 1000

@@ -1068,6 +1068,13 @@ def test_a_forged_output_is_found_however_near_it_is() -> None:
     assert not replay.judge(1, {}, forged, Reply(0.1, reply), 0.01).proven
 
 
+@pytest.mark.parametrize("tolerance", ["inf", "nan", "1", "-0.1"])
+def test_no_tolerance_lets_everything_pass(
+    main: Callable[..., int], fake: Fake, recorded: Path, tolerance: str
+) -> None:
+    assert main("replay", "--url", fake.url, "--data", recorded, "--tolerance", tolerance) == 2
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"request": {}, "reply": []}', '{"request": 1, "reply": {}}', "x"])
 def test_what_is_no_record_is_refused(
     main: Callable[..., int], fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
@@ -1186,6 +1193,25 @@ def test_the_real_service_answers_as_it_was_fitted_from_then_on(
         assert told["calibration"] == made.id
         fair = made.apply(names, [told["scores"][name] for name in names])
         assert [reply.output["probabilities"][name] for name in names] == pytest.approx(fair, abs=1e-9)
+
+
+def test_the_real_services_values_get_their_chances_from_then_on(
+    main: Callable[..., int], tiny_home: Path, tiny_server: Server, tmp_path: Path
+) -> None:
+    """Four of five values are said to be right, whatever they are."""
+    form: dict[str, Any] = {"type": "object", "properties": {"late": {"type": "boolean"}}, "required": ["late"]}
+    form["additionalProperties"] = False
+    bodies = [{"prompt": "Late?", "context": {"document": f"letter {n}"}, "schema": form} for n in range(150)]
+    service, out = Service(tiny_server.url), tiny_home / "calibrations"
+    said = [reply.output["late"] for reply in client.ask(service, bodies)]
+    rows = [{**body, "expected": {"late": said[place] != (place % 5 == 0)}} for place, body in enumerate(bodies)]
+    data = lay(tmp_path / "rows", rows)
+    assert main("fit", "--url", tiny_server.url, "--data", data, "--out", out) == 0
+    (reply,) = client.ask(service, bodies[:1])
+    made = calibration.find_fields(out, client.find_tag(service), reply.tell("receipt")["form"])
+    told = reply.tell("confidence")["/late"]
+    assert made is not None and told["calibrated"] == pytest.approx(made.apply(told["raw"]))
+    assert told["calibrated"] == pytest.approx(0.8, abs=0.12)
 
 
 # benchmarks/banking.py
