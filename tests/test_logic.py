@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import jsonschema_rs
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -99,3 +100,73 @@ def test_what_is_written_allows_nothing_else_and_all_of_it_unless_it_says_so(
             assert fits(free, value)
         if bounded.inner and fits(bounded.inner, value) and "pattern" not in free:
             assert fits(bounded.text, value)
+
+
+JUNK = ["null", "true", "0", "-1", "1.5", '""', '"a"', "[]", "{}", "[{}]", '{"a": 1}', '["a"]', '{"$id": "a"}', '"#"']
+
+
+def places(schema: Any) -> list[Any]:
+    """All objects and arrays in it that have something in them."""
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    return [schema] * bool(inner) + [place for part in inner for place in places(part)]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schema=schemas(), draft=st.sampled_from([None, DRAFT_7]), data=st.data())
+def test_whatever_stands_anywhere_is_refused_by_name_or_read(
+    schema: Any, draft: str | None, data: st.DataObject
+) -> None:
+    whole = {"allOf": [json.loads(json.dumps(schema))]} | ({"$schema": draft} if draft else {})
+    for _ in range(data.draw(st.integers(1, 2))):
+        place = data.draw(st.sampled_from(places(whole)))
+        keys = [*place, *HOLDERS, "$ref"] if isinstance(place, dict) else range(len(place))
+        place[data.draw(st.sampled_from(list(keys)))] = json.loads(data.draw(st.sampled_from(JUNK)))
+    try:
+        for each in admit(whole).candidates():
+            json.loads(each.text)
+    except Failure as failure:
+        assert failure.code in ("schema_unsupported", "schema_invalid")
+        assert '" at /' in failure.message
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "string", "not": {"enum": ["a", "abc"]}}, ["", "ab", "b"], ["a", "abc", 1]),
+        ({"not": {"type": "string"}}, [1, None, {}], [""]),
+        ({"type": "number", "not": {"enum": [1, 2.5]}}, [0, 2, 2.75], [1, 2.5]),
+        ({"type": "integer", "not": {"minimum": 3}}, [2], [3]),
+        ({"not": {"required": ["a", "b"]}}, [{"a": 1}, {}], [{"a": 1, "b": 1}, 5]),
+        ({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}, [{"a": 1}, {"b": 1}], [{}, {"a": 1, "b": 1}, 5]),
+        ({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 1}]}, ["ab"], ["a", 1]),
+        (
+            {"if": {"properties": {"k": {"const": "x"}}}, "then": {"required": ["a"]}, "else": {"required": ["b"]}},
+            [{"k": "x", "a": 1}, {"a": 1}, {"k": "y", "b": 1}],
+            [{"k": "x"}, {}, {"k": "y", "a": 1}],
+        ),
+        (
+            {"propertyNames": {"enum": ["a"]}, "additionalProperties": {"type": "integer"}},
+            [{"a": 1}],
+            [{"b": 1}, {"a": ""}],
+        ),
+        ({"properties": {"a": True}, "unevaluatedProperties": False}, [{"a": 1}], [{"b": 1}]),
+        ({"enum": ["a", "bb", 3], "not": {"minLength": 2}, "uniqueItems": True}, ["a"], ["bb", 3]),
+    ],
+)
+def test_it_is_said_in_other_words(schema: Schema, good: list[Any], bad: list[Any]) -> None:
+    found = admit(schema)
+    assert not found.narrowed
+    text = Writer(found.definitions, None).text
+    assert not {"not", "oneOf", "if", "propertyNames"} & set(json.loads(text))
+    assert [fits(text, value) for value in good + bad] == [True] * len(good) + [False] * len(bad)
+
+
+def test_what_can_be_said_in_part_is_and_it_is_told() -> None:
+    one = {"type": "object", "properties": {"a": {"type": "array", "items": {"minimum": 1}}}, "required": ["a"]}
+    found = admit({"oneOf": [one, {"type": "object", "required": ["b"]}]})
+    assert found.narrowed == [("oneOf", "/oneOf")]
+    text = Writer(found.definitions, None).text
+    assert fits(text, {"a": [1]})
+    assert fits(text, {"b": 1})
+    assert not fits(text, {"a": [1], "b": 1})
+    assert not fits(text, {"a": [0], "b": 1})  # though only the second of them fits

@@ -17,7 +17,7 @@ from benchmarks.schemas.cases import Case, read_maskbench, read_suite, unpack
 from benchmarks.schemas.run import Found, measure
 from benchmarks.schemas.tables import show
 
-BUDGETS = (32, 96, 256)
+BUDGETS = (24, 64, 160)
 
 
 def main() -> int:

@@ -14,6 +14,17 @@ from models.engine.dialect import KEYWORDS, LISTS, MAPS, SINGLE, Node, Refs, Sch
 from models.engine.keywords import RULES, is_plain
 
 LATEST = "https://json-schema.org/draft/2020-12/schema"
+WHOLE = "http://schema.invalid/whole"
+# Keywords that came later than some drafts. They hold there as well.
+LATER = {
+    ("draft-04",): ("const", "contains", "propertyNames"),
+    ("draft-04", "draft-06"): ("if", "then", "else"),
+    ("draft-04", "draft-06", "draft-07"): (
+        *("dependentRequired", "dependentSchemas", "unevaluatedItems", "unevaluatedProperties"),
+        *("minContains", "maxContains"),
+    ),
+    ("draft-04", "draft-06", "draft-07", "2019-09"): ("prefixItems",),
+}
 # Each side by side, since what is additional depends on what is listed.
 TOGETHER = (
     ("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties"),
@@ -33,6 +44,9 @@ class Reader:
         self.refs = refs
         self.definitions: dict[str, Node] = {}
         self.faults: dict[tuple[str, str], None] = {}
+        # What its own metaschema has not looked at.
+        dialect = str(schema.get("$schema", LATEST))
+        self._later = {key for name, keys in LATER.items() for key in keys if any(old in dialect for old in name)}
         self.define("", schema)
 
     def define(self, pointer: str, schema: Any) -> None:
@@ -53,7 +67,9 @@ class Reader:
         extra: list[Node] = []
         for key, value in schema.items():
             place = f"{at}/{escape(key)}"
-            if key in RULES:
+            if key in self._later and not jsonschema_rs.meta.is_valid({key: value}):
+                self.fault(key, place)
+            elif key in RULES:
                 extra += RULES[key](self, key, schema, made, place) or ()
             elif key in MAPS:
                 made[key] = {name: self.node(part, f"{place}/{escape(name)}") for name, part in value.items()}
@@ -75,7 +91,7 @@ class Reader:
         more = schema.keys() & KEYWORDS - {"type"}
         if values is None or (len(more) == 1 and more <= {"enum", "const"}):
             return None
-        whole = {"$schema": self.schema.get("$schema", LATEST), "$ref": f"urn:x:whole#{quote(at)}"}
+        whole = {"$schema": self.schema.get("$schema", LATEST), "$ref": f"{WHOLE}#{quote(at)}"}
         validator = jsonschema_rs.validator_for(whole, registry=self._registry, offline=True)
         fitting = [value for value in values if validator.is_valid(value)]
         if not is_plain(fitting):
@@ -84,7 +100,7 @@ class Reader:
 
     @cached_property
     def _registry(self) -> jsonschema_rs.Registry:
-        return jsonschema_rs.Registry([("urn:x:whole", self.schema)])
+        return jsonschema_rs.Registry([(WHOLE, self.schema)])
 
 
 def _values(schema: Any) -> list[Any] | None:

@@ -208,7 +208,8 @@ def _check_cost(definitions: dict[str, Node]) -> None:
     divisors = {node["multipleOf"]: node.get("$comment", "") for node in nodes if "multipleOf" in node}
     whole = [round(value * 10 ** max(map(places, divisors))) for value in divisors]
     alike = lcm(*(int(str(value).rstrip("0")) for value in whole))
-    if alike > MAX_DIVISOR or (len(whole) > 1 and lcm(*whole) * max(whole) >= LARGEST):
+    others = ((value, whole[:at] + whole[at + 1 :]) for at, value in enumerate(whole))
+    if alike > MAX_DIVISOR or any(value * lcm(*rest) >= LARGEST for value, rest in others if rest):
         fault = "multipleOf", f"{divisors[max(divisors)]}/multipleOf"
         raise refusal([fault], f"values of multipleOf come together only beyond {MAX_DIVISOR}")
     for node in nodes:
@@ -222,13 +223,14 @@ def _check_patterns(definitions: dict[str, Node], nodes: list[Schema]) -> None:
     """Patterns under one allOf may have to hold at once."""
     for node in nodes:
         if "allOf" in node or (node.keys() & {"anyOf", "$ref"} and len(node.keys() - {"$comment"}) > 1):
-            found, seen, todo = set[str](), set[str](), [node]
+            found, seen, todo, last = set[str](), set[str](), [node], ""
             while todo and len(found) <= MAX_PATTERNS:
                 for part in nodes_of(todo.pop()):
-                    found |= {part["pattern"]} if "pattern" in part else set()
+                    if "pattern" in part:
+                        found.add(part["pattern"])
+                        last = f"{part.get('$comment', '')}/pattern"
                     if (pointer := part.get("$ref")) is not None and pointer not in seen:
                         seen.add(pointer)
                         todo.append(definitions[pointer])
             if len(found) > MAX_PATTERNS:
-                at = node.get("$comment", "")
-                raise refusal([("pattern", at)], f"more than {MAX_PATTERNS} patterns may have to hold at once")
+                raise refusal([("pattern", last)], f"more than {MAX_PATTERNS} patterns may have to hold at once")
