@@ -5,19 +5,24 @@ import random
 import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import llguidance.numpy
 import numpy as np
 import pytest
 import torch
 from jsonschema import Draft202012Validator
-from llguidance import LLMatcher
 from numpy.typing import NDArray
+from pydantic import AnyUrl, BaseModel, Field
 from transformers import PreTrainedTokenizerFast
 
 from models import store
 from models.engine.grammar import Grammars
+from models.engine.matcher import Matcher
 from models.engine.sampler import forbid
 from models.failure import Failure
 from models.runtime import stop_ids
@@ -71,17 +76,17 @@ def number_of(token: str, tokenizer: PreTrainedTokenizerFast) -> int:
     return found
 
 
-def bits(matcher: LLMatcher) -> NDArray[np.uint8]:
+def bits(matcher: Matcher) -> NDArray[np.uint8]:
     return np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
 
 
-def allowed(matcher: LLMatcher, vocabulary: int) -> list[int]:
+def allowed(matcher: Matcher, vocabulary: int) -> list[int]:
     logits = torch.zeros(1, vocabulary)
     forbid(logits, bits(matcher)[None])
     return logits[0].isfinite().nonzero().flatten().tolist()
 
 
-def walk(matcher: LLMatcher, tokenizer: PreTrainedTokenizerFast, stop: int, rng: random.Random) -> str:
+def walk(matcher: Matcher, tokenizer: PreTrainedTokenizerFast, stop: int, rng: random.Random) -> str:
     """Text of a random walk under the mask; after 60 tokens it takes what ends things wherever it may."""
     closers = [stop, *(number_of(token, tokenizer) for token in ('"', "}", "]", ":"))]
     tokens: list[int] = []
@@ -224,6 +229,152 @@ def is_named(message: str) -> bool:
     return re.search(r'^the schema cannot be enforced: "[^"]+" at /', message) is not None
 
 
+class Kind(Enum):
+    INVOICE = "invoice"
+    LETTER = "letter"
+
+
+class Address(BaseModel):
+    street: str
+    zip: Annotated[str, Field(pattern=r"^\d{5}$")]
+
+
+class Invoice(BaseModel):
+    kind: Literal["invoice"]
+    total: Decimal
+    net: Annotated[Decimal, Field(max_digits=10, decimal_places=2, ge=0)]
+
+
+class Letter(BaseModel):
+    kind: Literal["letter"]
+    sender: Address | None = None
+
+
+class Part(BaseModel):
+    name: Annotated[str, Field(min_length=1, max_length=40)]
+    parts: "list[Part]" = []
+
+
+class Report(BaseModel):
+    """What pydantic makes of a model, in its usual forms."""
+
+    kind: Kind
+    due: date | None
+    at: datetime
+    lasts: timedelta = timedelta(days=1)
+    id: UUID
+    link: AnyUrl
+    count: Annotated[int, Field(gt=0, le=10)]
+    price: Annotated[float, Field(multiple_of=0.01)]
+    either: int | str | None
+    about: Annotated[Invoice | Letter, Field(discriminator="kind")]
+    addresses: list[Address]
+    pair: tuple[int, str]
+    few: Annotated[list[float], Field(min_length=1, max_length=3)]
+    by_name: dict[str, Address]
+    by_kind: dict[Kind, int]
+    flag: Literal["a", 1, None] = "a"
+    part: Part
+    more: dict[str, Any]
+
+
+@pytest.mark.parametrize("mode", ["validation", "serialization"])
+def test_what_pydantic_writes_is_served(
+    mode: Literal["validation", "serialization"], mixtral_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Also the shortest answer, which pydantic itself takes for one."""
+    mixtral = Grammars(mixtral_tokenizer, len(mixtral_tokenizer), {mixtral_tokenizer.eos_token_id})
+    schema = Report.model_json_schema(mode=mode)
+    grammar = mixtral.compile(schema)
+    assert not grammar.narrowed
+    assert grammar.path is not None
+    Report.model_validate_json(mixtral.decode(grammar.path))
+
+
+def test_an_answer_may_begin_as_the_tokenizer_of_mixtral_would_begin_it(
+    mixtral_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """SentencePiece puts a blank before every text: the model has never seen an answer that begins with a brace."""
+    stop = mixtral_tokenizer.eos_token_id
+    mixtral = Grammars(mixtral_tokenizer, len(mixtral_tokenizer), {stop})
+    schema = record(a={"type": "integer"})
+    for text in ('{"a": 1}', ' {"a": 1}', '{"a":1}'):
+        told = mixtral_tokenizer.encode(text, add_special_tokens=False)
+        grammar = mixtral.compile(schema)
+        matcher, guard = grammar.start()
+        assert mixtral_tokenizer.convert_ids_to_tokens(told[:1])[0].startswith("▁")
+        first = told[0]
+        assert first in allowed(matcher, len(mixtral_tokenizer))
+        assert grammar.shortest < 12
+        assert guard.admit(first, 12) == first
+        assert matcher.consume_token(first)
+        made = [first]
+        while not matcher.is_stopped():
+            plan = guard.plan
+            assert plan
+            token = guard.admit(plan[0], 12 - len(made))
+            assert matcher.consume_token(token)
+            made.append(token)
+        assert json.loads(mixtral.decode(made)) == {"a": 0}
+        assert str(mixtral_tokenizer.decode(made)).strip() == '{"a":0}'
+
+
+def test_one_blank_and_only_where_the_tokenizer_puts_one(
+    grammars: Grammars, mixtral_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    mixtral = Grammars(mixtral_tokenizer, len(mixtral_tokenizer), {mixtral_tokenizer.eos_token_id})
+    for kind, most in ((grammars, 0), (mixtral, 1)):
+        ids = kind.compile(STRING).closer.ids
+        for blanks in range(3):
+            text = [ids[byte] for byte in b" " * blanks + b'""']
+            assert (kind.matcher(STRING).validate_tokens(text) == len(text)) == (blanks <= most)
+
+
+def test_every_name_has_one_spelling(grammars: Grammars) -> None:
+    """Else a property would go around its own schema."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": True}
+    ids = grammars.compile(schema).closer.ids
+    for text, right in (('{"a":1', True), ('{"b":"', True), ('{"a":"', False), ('{"\\u0061":"', False)):
+        tokens = [ids[byte] for byte in text.encode()]
+        assert (grammars.matcher(schema).validate_tokens(tokens) == len(tokens)) == right
+
+
+def test_an_answer_that_a_supplied_bound_may_have_cut_is_known(grammars: Grammars) -> None:
+    grammar = grammars.compile(record(a=STRING, b={"type": "array", "items": {"type": "integer", "maximum": 9}}))
+    assert grammar.bounds == {"maxLength": 2000, "maxItems": 200, "maximum": 10**15 - 1}
+    assert not grammar.reaches({"a": "x" * 1999, "b": [1] * 199})
+    assert grammar.reaches({"a": "x" * 2000, "b": []})
+    assert grammar.reaches({"a": "", "b": [1] * 200})
+    assert not grammars.compile(record(a={"type": "string", "maxLength": 5})).reaches({"a": "xxxxx"})
+
+
+def test_a_bound_that_cannot_be_compiled_is_left_out(grammars: Grammars) -> None:
+    """llguidance counts properties only where all that are listed are required, here by way of another schema."""
+    maps = {"type": "object", "patternProperties": {"^b": STRING}, "additionalProperties": False}
+    schema = {"allOf": [maps, {"properties": {"b": STRING}}], "maxLength": 3}
+    assert grammars.compile(schema).bounds["maxLength"] == 2000
+
+
+@pytest.mark.parametrize(
+    ("fault", "schema"),
+    [
+        ("maxLength", {"type": "string", "minLength": 5, "maxLength": 2}),
+        ("maximum", {"type": "integer", "minimum": 5, "maximum": 2}),
+        ("minProperties", {"type": "object", "properties": {"x": STRING, "y": STRING}, "minProperties": 2}),
+        ("patternProperties", {"patternProperties": {"^a": STRING, "b$": {"type": "integer"}}, "type": "object"}),
+        ("allOf/0/type", {"allOf": [STRING, {"type": "number"}]}),
+        ("minLength", {"type": "string", "format": "date", "minLength": 11}),
+        ("const", {"const": 5, "minimum": 6}),
+        ("oneOf", {"oneOf": [STRING, STRING]}),
+    ],
+)
+def test_what_is_to_blame_is_found_wherever_it_stands(fault: str, schema: dict[str, Any], grammars: Grammars) -> None:
+    keyword = fault.split("/")[-1]
+    assert f'"{keyword}" at /properties/a/{fault}' in refusal(grammars, record(b=STRING, a=schema, c=STRING)).message
+    referred = {"$ref": "#/$defs/a", "$defs": {"a": schema}}
+    assert f'"{keyword}" at /$defs/a/{fault}' in refusal(grammars, referred).message
+
+
 def test_enforcement_cannot_be_switched_off(grammars: Grammars) -> None:
     assert "x-guidance" in refusal(grammars, {"x-guidance": {"lenient": True}, "not": STRING}).message
     assert "x-guidance" in refusal(grammars, {"x-guidance": {}, "type": "object"}).message
@@ -294,7 +445,29 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
+KEYS = {"properties": {f"k{number}": {"enum": [number]} for number in range(40)}}
+A_OR_B = {"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}
 HOSTILE = {
+    "choices in choices": {"oneOf": [{"allOf": [A_OR_B] * 9, "required": [f"k{number}"]} for number in range(30)]},
+    "branches alike": {"oneOf": [{**KEYS, "required": [f"k{number}"]} for number in range(40)]},
+    "many conditions": {
+        "allOf": [{"if": {"properties": {"k": {"const": n}}}, "then": {"required": [f"r{n}"]}} for n in range(300)]
+    },
+    "many dependencies": {"type": "object", "dependentRequired": {f"a{n}": [f"b{n}"] for n in range(300)}},
+    "opposites": {"not": {"not": {"not": {"properties": {f"a{n}": {"enum": [f"v{n}"] * 9} for n in range(300)}}}}},
+    "long opposite": {"not": {"enum": ["x" * 1999]}, "type": "string"},
+    "listed and narrowed": {"enum": [[number] * 9 for number in range(3000)], "uniqueItems": True},
+    "long names": {"type": "object", "properties": {"n" * 5000: STRING}, "additionalProperties": True},
+    "anything in anything": {
+        "allOf": [{"additionalProperties": {}}, {"properties": {f"p{n}": {} for n in range(200)}}]
+    },
+    "nested repeats": record(a={"type": "string", "pattern": "^(((a+)+b)+c)+$", "maxLength": 500}),
+    "long pattern": record(a={"type": "string", "pattern": "(" * 900 + "a" + ")*" * 900}),
+    "word counts": record(a={"type": "string", "pattern": "^(?:\\S+\\s+){0,499}\\S+$", "maxLength": 5000}),
+    "to blame": {
+        "allOf": [{"properties": {f"p{n}": STRING, "q": {"minProperties": n}}} for n in range(300)],
+        "enum": [],
+    },
     "long string": record(a={"type": "string", "maxLength": 10**9}),
     "longer than any": record(a={"type": "string", "minLength": 10**9}),
     "beyond 64 bits": record(a={"type": "string", "maxLength": 10**30}),

@@ -10,6 +10,7 @@ from typing import Any
 
 from models.engine.dialect import KEYWORDS, LISTS, MAPS, SINGLE, Node, Refs, Schema
 
+LAST = {"type", "required"}
 HOLDERS = MAPS | LISTS | SINGLE | {"items", "$ref"}
 SECONDS = 0.5  # for the search; a keyword further up is named when they are gone
 # What a keyword may have been before it was put in other words.
@@ -53,8 +54,9 @@ class Blame:
 
     def _cause(self, node: Schema) -> str | None:
         """The keyword whose removal, after those before it, is enough; they stay away, it comes back."""
-        # What says most by itself comes first, what holds others last.
-        for key in sorted(node.keys() - {"$comment"}, key=lambda key: (key in HOLDERS, key in ("type", "required"))):
+        # First what says something by itself, then what holds others, last what makes others matter.
+        order = sorted(node.keys() - {"$comment"}, key=lambda key: (key in LAST, key in HOLDERS, key))
+        for key in order:
             value = node.pop(key)
             if self._works():
                 node[key] = value
