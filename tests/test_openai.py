@@ -5,6 +5,7 @@ import asyncio
 import base64
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -486,10 +487,12 @@ def test_a_client_that_leaves_frees_all_rows(tiny_server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def narrow(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With a key, small bodies, a small queue, and room for one long answer at a time."""
+    """With a key, small bodies, a small queue, and room for one long answer at a time. In a home of its own: BentoML
+    empties the metrics of all that share one."""
+    folder = tmp_path_factory.mktemp("narrow")
     with serve(
-        tiny_home,
-        tmp_path_factory.mktemp("narrow") / "log",
+        shutil.copytree(tiny_home, folder / "home"),
+        folder / "log",
         ZOPILOT_GPU_API_KEY="open",
         ZOPILOT_MAX_BODY="4096",
         ZOPILOT_QUEUE_TOKENS="8000",

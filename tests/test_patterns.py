@@ -24,6 +24,7 @@ def matches(pattern: str, text: str) -> bool:
     return jsonschema_rs.is_valid(judge, text, pattern_options=jsonschema_rs.RegexOptions())
 
 
+@pytest.mark.filterwarnings("ignore:Possible:FutureWarning")  # Python warns of [[a], and reads it as meant
 @settings(max_examples=400, deadline=None)
 @given(parts=patterns, anchored=st.booleans(), text=st.text(st.sampled_from(ODD), max_size=4))
 def test_what_fits_it_fits_in_every_dialect(parts: list[str], anchored: bool, text: str) -> None:
