@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
