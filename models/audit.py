@@ -82,12 +82,13 @@ def _finite(text: str) -> float:
     return value
 
 
-def audit(output: str, demand: Demand) -> dict[str, Any]:
-    """Evidence and rules of a JSON answer, by name; Failure where it is not what was demanded."""
+def audit(output: str, demand: Demand, found: list[evidence.Evidence] | None = None) -> dict[str, Any]:
+    """Evidence and rules of a JSON answer, by name; Failure where it is not what was demanded. `found`: the evidence,
+    where that is known already."""
     value = parse(output, demand.schema)
     told: dict[str, Any] = {}
     if demand.document is not None:
-        found = trace(value, demand)
+        found = trace(value, demand) if found is None else found
         absent = [each.pointer for each in found if each.match == "absent" and demanded(demand, value, each.pointer)]
         if absent:
             named = _names([_say(demand, value, pointer) for pointer in absent])

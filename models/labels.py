@@ -7,6 +7,7 @@ divided by, which was measured to make it worse. Knows nothing of HTTP, and of c
 import hashlib
 import json
 import math
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -70,9 +71,9 @@ class Decision:
             "scores": dict(zip(self.names, scores, strict=True)),
             "prior": CONTENT_FREE if priors else UNKNOWN,
             "task": self.task,
+            "abstain_below": least,
             "calibration": self.calibration.id if self.calibration else None,
         }
-        form = [self.names, [each.description for each in self.question.labels or ()]]
         return Answer(
             output=output,
             model=self.model,
@@ -80,12 +81,24 @@ class Decision:
             prompt_tokens=completions[0].prompt_tokens - len(self.scoring.tree.rows[0]),
             completion_tokens=0,
             seconds=max(completion.waited + completion.generated for completion in completions),
-            detail={"labels": told, "receipt": self.receipts.write(self.question, form, None, output)},
+            detail={
+                "labels": told,
+                "receipt": self.receipts.write(self.question, form_of(self.question), None, output),
+            },
         )
 
 
+def names_of(question: Question) -> list[str]:
+    return [each.label for each in question.labels or ()] + [NONE] * question.none_of_these
+
+
+def form_of(question: Question) -> list[list[str]]:
+    """What a receipt is told of the labels."""
+    return [names_of(question), [each.description for each in question.labels or ()]]
+
+
 class Labels:
-    """Questions about labels to one model."""
+    """Questions about labels to one model, from any thread."""
 
     def __init__(
         self, model: Model, template: Template, engine: Engine, end: int, receipts: Receipts, calibrations: Path | None
@@ -98,12 +111,11 @@ class Labels:
         self._engine = engine
         self._end = end
         self._priors: OrderedDict[tuple[str, tuple[Ids, ...]], Scoring] = OrderedDict()
+        self._lock = threading.Lock()
 
     def ask(self, question: Question, deadline: float) -> Decision:
         """Render, tokenise and submit; `deadline` is on the monotonic clock. Raises Failure."""
-        assert question.labels is not None
-        names = [each.label for each in question.labels] + [NONE] * question.none_of_these
-        task = self._task([*question.labels, *[Choice(NONE)] * question.none_of_these])
+        names, task = names_of(question), self._task(question)
         tree = self.tree(names)
         stem = self._stem(render(question.prompt, question.context, task))
         longest, room = max(map(len, tree.labels)), self._model.context_length
@@ -115,7 +127,8 @@ class Labels:
         texts = self._emptied(question, task)
         told = hashlib.sha256(texts[0].encode()).hexdigest() if texts else ""
         fitted = self._find(names, CONTENT_FREE if texts else UNKNOWN, told)
-        priors = [self._empty(text, tree) for text in texts]
+        with self._lock:
+            priors = [self._empty(text, tree) for text in texts]
         scoring = Scoring(self._engine, stem, tree, deadline, question.lane)
         return Decision(self._model.name, names, scoring, priors, question, self._receipts, told, fitted)
 
@@ -124,11 +137,17 @@ class Labels:
             return None
         return calibration.find(self._calibrations, self._receipts.made_with["model"], names, prior, task)
 
+    def count(self, question: Question) -> int:
+        """Tokens of the prompt, and of the longest label behind it but for its last."""
+        stem = self._stem(render(question.prompt, question.context, self._task(question)))
+        return len(stem) + max(map(len, self.tree(names_of(question)).labels)) - 1
+
     def tree(self, names: list[str]) -> Tree:
         """The ids of the labels."""
         return spell(self._template, names, self._end)
 
-    def _task(self, choices: list[Choice]) -> list[str]:
+    def _task(self, question: Question) -> list[str]:
+        choices = [*(question.labels or ()), *[Choice(NONE)] * question.none_of_these]
         if not self._model.lists_labels and not any(each.description for each in choices):
             return []
         lines = [f"- {each.label}" + (f": {each.description}" if each.description else "") for each in choices]

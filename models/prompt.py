@@ -7,7 +7,8 @@ import asyncio
 import json
 import secrets
 from concurrent.futures import Future
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from models.engine.closing import Guard
 from models.engine.engine import Engine
 from models.engine.grammar import Grammar, Grammars
 from models.engine.matcher import Matcher
-from models.engine.schema import Schema
 from models.engine.sequence import Completion, FinishReason, Sampling, Sequence
+from models.evidence import Evidence
 from models.failure import Failure
-from models.labels import Decision, Labels
-from models.question import Answer, Question, compact, render
+from models.inquiry import Inquiry
+from models.labels import Decision, Labels, form_of
+from models.question import Answer, Question, answer_schema, is_divisible, render, task
 from models.receipt import Receipts
 from models.template import JOINER, Template, Turn
 
@@ -34,15 +36,29 @@ MAX_SEED = 1 << 63
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question with what its answer must keep: for JSON `grammar` and `demand`."""
+
+    question: Question
+    sampling: Sampling
+    grammar: Grammar | None
+    demand: Demand | None
+
+    @property
+    def form(self) -> Any:
+        """What a receipt is told of the answer's form."""
+        if self.question.labels is not None:
+            return form_of(self.question)
+        return None if self.demand is None else self.demand.schema
+
+
+@dataclass(frozen=True)
 class Ticket:
     """A question on its way. Cancelling it frees its row before the engine's next step."""
 
     prompts: "Prompts"
-    question: Question
-    sampling: Sampling
+    asked: Asked
     future: Future[Completion]
-    grammar: Grammar | None
-    demand: Demand | None
 
     def cancel(self) -> None:
         self.future.cancel()
@@ -50,7 +66,7 @@ class Ticket:
     async def answer(self) -> Answer:
         """Wait for the completion and close it, which may take a while where the document is long; raises Failure."""
         completion = await asyncio.wrap_future(self.future)
-        return await asyncio.to_thread(self.prompts.close, completion, self)
+        return await asyncio.to_thread(self.prompts.close, completion, self.asked)
 
 
 class Prompts:
@@ -74,25 +90,57 @@ class Prompts:
         self._labels = Labels(model, self._template, engine, tokenizer.eos_token_id, receipts, calibrations)
         self._calibrations = calibrations
 
-    def ask(self, question: Question, deadline: float) -> Ticket | Decision:
-        """Check, render, tokenise and submit; `deadline` is on the monotonic clock. Raises Failure."""
+    def ask(self, question: Question, deadline: float) -> Ticket | Decision | Inquiry:
+        """Check, render, tokenise and submit; a document that is too long for one prompt is asked about window by
+        window. `deadline` is on the monotonic clock. Raises Failure."""
+        try:
+            return self._ask(question, deadline)
+        except Failure as refused:
+            if refused.code != "context_length_exceeded" or not is_divisible(question):
+                raise
+        return self._inquire(question, deadline)
+
+    def _ask(self, question: Question, deadline: float) -> Ticket | Decision:
         if question.labels is not None:
             return self._labels.ask(question, deadline)
-        schema = answer_schema(question)
-        grammar = None if schema is None else self._grammars.compile(schema)
-        demand = None if schema is None else audit.read(question, schema)
-        ids = self._template.encode([Turn("user", render(question.prompt, question.context, task(schema)))])
-        sampling = self._sampling(question, len(ids))
-        sequence = Sequence(ids, sampling, deadline=deadline, lane=question.lane)
-        if grammar is not None:
-            sequence.matcher, sequence.guard = self._start(grammar, demand)
-            if (shortest := len(sequence.guard.plan or ())) > sampling.max_new_tokens:
+        ids = self._encode(question)
+        asked = self._read(question, len(ids))
+        sequence = Sequence(ids, asked.sampling, deadline=deadline, lane=question.lane)
+        if asked.grammar is not None:
+            sequence.matcher, sequence.guard = self._start(asked.grammar, asked.demand)
+            if (shortest := len(sequence.guard.plan or ())) > asked.sampling.max_new_tokens:
                 raise Failure(
                     "invalid_value",
                     f"max_new_tokens: the shortest answer found that fits the schema takes {shortest} tokens",
                 )
         self._engine.submit(sequence)
-        return Ticket(self, question, sampling, sequence.future, grammar, demand)
+        return Ticket(self, asked, sequence.future)
+
+    def _inquire(self, question: Question, deadline: float) -> Inquiry:
+        """The caller's own demands are for the merged answer to keep."""
+        question = copy(question)
+        asked = self._read(question, 0)
+        question.seed = asked.sampling.seed  # drawn once, for all windows
+        answer_tokens = 1 if question.labels is not None else asked.sampling.max_new_tokens
+        return Inquiry(
+            question,
+            min(self._model.context_length, self._engine.cache.budget) - answer_tokens,
+            self._labels.count if question.labels is not None else lambda part: len(self._encode(part)),
+            lambda part: self._ask(part, deadline),
+            lambda answer: self._close_windows(answer, asked),
+            question.on_conflict,
+        )
+
+    def _encode(self, question: Question) -> list[int]:
+        text = render(question.prompt, question.context, task(answer_schema(question)))
+        return self._template.encode([Turn("user", text)])
+
+    def _read(self, question: Question, prompt_tokens: int) -> Asked:
+        """What is refused whatever the model would say is refused here."""
+        schema = answer_schema(question)
+        grammar = None if schema is None else self._grammars.compile(schema)
+        demand = None if schema is None else audit.read(question, schema)
+        return Asked(question, self._sampling(question, prompt_tokens), grammar, demand)
 
     def warm_up(self) -> None:
         """One short answer through every part, before the first caller's."""
@@ -113,7 +161,9 @@ class Prompts:
 
     def _sampling(self, question: Question, prompt_tokens: int) -> Sampling:
         room = self._model.context_length - prompt_tokens
-        wanted = question.max_new_tokens or min(self._model.max_new_tokens, max(room, 1))
+        wanted = question.max_new_tokens or self._model.max_new_tokens
+        if question.max_new_tokens is None and not is_divisible(question):
+            wanted = min(wanted, max(room, 1))
         if wanted > room:
             raise Failure(
                 "context_length_exceeded",
@@ -130,23 +180,20 @@ class Prompts:
             seed=secrets.randbelow(MAX_SEED) if seed is None and warmth > 0 else seed,
         )
 
-    def close(self, completion: Completion, ticket: Ticket) -> Answer:
+    def close(self, completion: Completion, asked: Asked) -> Answer:
         """The answer, if it ended by itself, or less is allowed, and if it is what was asked for; else Failure."""
         made = len(completion.tokens)
         reason = completion.finish_reason
         if reason != "stop":
-            self._allow(reason, ticket, f"it was ended at {made} tokens (prompt: {completion.prompt_tokens})")
+            self._allow(reason, asked, f"it was ended at {made} tokens (prompt: {completion.prompt_tokens})")
         output = self._template.decode(completion.tokens)
-        form = None if ticket.demand is None else ticket.demand.schema
-        output = output if form is None else output.strip()
-        receipt = self._receipts.write(ticket.question, form, ticket.sampling, output)
-        detail: dict[str, Any] = {"receipt": receipt}
-        if ticket.demand is not None and ticket.grammar is not None:
-            detail |= audit.audit(output, ticket.demand)
-            detail["confidence"] = self._measure(completion, receipt["form"])
-            detail |= {"bounds": ticket.grammar.bounds} if ticket.grammar.bounds else {}
-            if ticket.grammar.reaches(json.loads(output)):
-                reason = self._allow("closed", ticket, "it has come up against a bound that was supplied")
+        output = output if asked.demand is None else output.strip()
+        detail = self._judge(output, asked)
+        if asked.grammar is not None:
+            pieces = [self._grammars.decode([token]) for token in completion.tokens]
+            detail["confidence"] = self._calibrate(confidence.measure(pieces, completion.logprobs), detail)
+            if asked.grammar.reaches(json.loads(output)):
+                reason = self._allow("closed", asked, "it has come up against a bound that was supplied")
         return Answer(
             output=output,
             model=self._model.name,
@@ -157,35 +204,37 @@ class Prompts:
             detail=detail,
         )
 
-    def _allow(self, reason: FinishReason, ticket: Ticket, why: str) -> FinishReason:
+    def _close_windows(self, answer: Answer, asked: Asked) -> Answer:
+        """The merged answer, if it is what was asked for; else Failure."""
+        if asked.demand is None:
+            return replace(answer, detail=answer.detail | self._judge(answer.output, asked))
+        found = [Evidence(**told) for told in answer.detail["evidence"]]
+        detail = answer.detail | self._judge(answer.output, asked, found)
+        raw = {pointer: share["raw"] for pointer, share in answer.detail["confidence"].items()}
+        return replace(answer, detail=detail | {"confidence": self._calibrate(raw, detail)})
+
+    def _judge(self, output: str, asked: Asked, found: list[Evidence] | None = None) -> dict[str, Any]:
+        """What can be told of an answer that is what was asked for; else Failure. `found`: its evidence, if known."""
+        told = {} if asked.demand is None else audit.audit(output, asked.demand, found)
+        told |= {"bounds": asked.grammar.bounds} if asked.grammar and asked.grammar.bounds else {}
+        sampling = None if asked.question.labels is not None else asked.sampling
+        return told | {"receipt": self._receipts.write(asked.question, asked.form, sampling, output)}
+
+    def _allow(self, reason: FinishReason, asked: Asked, why: str) -> FinishReason:
         """`reason`, where the caller takes less than the model wanted to say; else Failure."""
-        if ticket.question.allow_partial:
+        if asked.question.allow_partial:
             return reason
         more = "raise max_new_tokens, bound the schema (maxLength, maxItems) or ask for allow_partial"
         raise Failure("answer_truncated", f"the answer is cut: {why}; {more}")
 
-    def _measure(self, completion: Completion, form: str) -> dict[str, dict[str, float | None]]:
+    def _calibrate(self, raw: dict[str, float], told: dict[str, Any]) -> dict[str, dict[str, float | None]]:
         """How sure the model was of each value, and how often such values are right, where that was fitted."""
-        pieces = [self._grammars.decode([token]) for token in completion.tokens]
         fitted = None
         if self._calibrations is not None:
-            fitted = calibration.find_fields(self._calibrations, self._receipts.made_with["model"], form)
+            fitted = calibration.find_fields(
+                self._calibrations, self._receipts.made_with["model"], told["receipt"]["form"]
+            )
         return {
-            pointer: {"raw": raw, "calibrated": None if fitted is None else fitted.apply(raw)}
-            for pointer, raw in confidence.measure(pieces, completion.logprobs).items()
+            pointer: {"raw": share, "calibrated": None if fitted is None else fitted.apply(share)}
+            for pointer, share in raw.items()
         }
-
-
-def answer_schema(question: Question) -> Schema | None:
-    """The schema the answer must fit; None for text."""
-    if question.format == "text":
-        return None
-    return question.json_schema or {"type": "object"}
-
-
-def task(schema: Schema | None) -> list[str]:
-    """What the model is told of the answer's form."""
-    if schema is None:
-        return []
-    shown = {keyword: value for keyword, value in schema.items() if keyword != "x-check"}
-    return ["Answer with one JSON object that fits this JSON Schema:", compact(shown)]

@@ -38,6 +38,7 @@ class Question(Protocol):
     seed: int | None
     lane: Lane
     allow_partial: bool
+    on_conflict: Literal["error", "report"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,26 @@ def replace_document(prompt: str, context: Mapping[str, Any], pages: list[str]) 
     return prompt[: document.shift] + pages[0], dict(context)
 
 
+def is_divisible(question: Question) -> bool:
+    """Whether it can be asked of parts of its document."""
+    return question.format == "json" and find_document(question.prompt, question.context) is not None
+
+
+def answer_schema(question: Question) -> Schema | None:
+    """The schema the answer must fit; None for text and labels."""
+    if question.format == "text" or question.labels is not None:
+        return None
+    return question.json_schema or {"type": "object"}
+
+
+def task(schema: Schema | None) -> list[str]:
+    """What the model is told of the answer's form."""
+    if schema is None:
+        return []
+    shown = {keyword: value for keyword, value in schema.items() if keyword != "x-check"}
+    return ["Answer with one JSON object that fits this JSON Schema:", compact(shown)]
+
+
 def render(prompt: str, context: Mapping[str, Any], task: list[str]) -> str:
     """The user's turn: `task` says what form the answer is to have. What many prompts share comes first, the document
     last."""
@@ -102,7 +123,8 @@ def render(prompt: str, context: Mapping[str, Any], task: list[str]) -> str:
 def _texts(key: str, value: Any) -> list[tuple[str, str]]:
     name = compact(key)
     if key == DOCUMENT and _is_paged(value):
-        return [(f"{name}, page {number}", page) for number, page in enumerate(value, 1)]
+        numbers = getattr(value, "numbers", range(1, len(value) + 1))  # of some pages of a longer document (inquiry.py)
+        return [(f"{name}, page {number}", page) for number, page in zip(numbers, value, strict=True)]
     return [(name, value if isinstance(value, str) else compact(value))]
 
 

@@ -104,6 +104,7 @@ class Prompt(bentoml.IODescriptor):
     seed: int | None = Field(None, ge=0, lt=2**63)
     deadline_ms: int | None = Field(None, ge=1, le=3_600_000)
     lane: Literal["interactive", "bulk"] = Field("interactive", description="bulk gives way to interactive prompts")
+    on_conflict: Literal["error", "report"] = Field("error", description="where parts of a long document differ")
     allow_partial: bool = Field(False, description="take an answer that max_new_tokens has ended early, flagged")
 
     @model_validator(mode="after")
@@ -172,6 +173,7 @@ class Metadata(BaseModel):
     checks: list[dict[str, Any]] | None = None
     bounds: Any = None
     labels: dict[str, Any] | None = None
+    windows: dict[str, Any] | None = None
     receipt: dict[str, Any] | None = None
 
 

@@ -26,8 +26,7 @@ from benchmarks.record import OURS, Contestant, Record, Round
 from benchmarks.session import Plan, Seat
 from benchmarks.wire import Answer, Dialect, Server
 from benchmarks.workload import Question
-from models import prompt
-from models.question import render
+from models.question import answer_schema, render, task
 from models.store import Loaded
 from serving.protocol import Prompt
 from tests.conftest import ROOT, free_port
@@ -71,7 +70,7 @@ def test_the_total_is_the_sum_of_what_is_listed() -> None:
 
 
 def question_text(asked: Prompt) -> str:
-    return render(asked.prompt, asked.context, prompt.task(prompt.answer_schema(asked)))
+    return render(asked.prompt, asked.context, task(answer_schema(asked)))
 
 
 def test_a_peer_reads_letter_for_letter_what_our_model_reads() -> None:

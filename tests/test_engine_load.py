@@ -303,16 +303,16 @@ def test_every_budget_gives_a_whole_answer_or_a_typed_refusal(
 def judge(ticket: Ticket, completion: Completion, kinds: Counter[str]) -> None:
     """Closed by its budget it is an error unless it was allowed; in any case it is whole and fits."""
     try:
-        ticket.prompts.close(completion, ticket)
+        ticket.prompts.close(completion, ticket.asked)
     except Failure as failure:
         # llguidance lets numbers grow beyond what a double holds; the second look refuses them.
         assert failure.code == "answer_invalid"
         kinds["answer_invalid"] += 1
         return
     if completion.finish_reason == "closed":
-        ticket.question.allow_partial = False
+        ticket.asked.question.allow_partial = False
         with pytest.raises(Failure, match="answer_truncated"):
-            ticket.prompts.close(completion, ticket)
+            ticket.prompts.close(completion, ticket.asked)
 
 
 def overhead(rows: int, steps: int) -> list[float]:

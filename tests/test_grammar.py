@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import jsonschema_rs
 import llguidance.numpy
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from models import store
 from models.engine.grammar import Grammars
 from models.engine.matcher import Matcher
+from models.engine.patterns import portable
 from models.engine.sampler import forbid
 from models.failure import Failure
 from models.runtime import stop_ids
@@ -380,6 +382,30 @@ def test_enforcement_cannot_be_switched_off(grammars: Grammars) -> None:
     assert "x-guidance" in refusal(grammars, {"x-guidance": {}, "type": "object"}).message
     # Below the top llguidance does not read it.
     assert "x-guidance" in refusal(grammars, record(a={"x-guidance": {"lenient": True}, "not": STRING})).message
+
+
+CLASSES = [r"[^\\]", '[^"]', r"[^\n]", r"[\x00-\x7f]", r"[^\x00-\uffff]", r"\D", r"\W", r"\S", r"\s", ".", r"\P{L}"]
+CLASSES += [r"[\t-\r]", r"[\P{L}-]", r"[^\\\r]", r"[^\s\\]", r"[!-\[]", r"[#-~]", r"[a\D]", r"[\t\f]", r"[^a&&b]"]
+ONES = [*map(chr, range(0x7F)), "é", "ß", "\u2028", "\ufeff", "\u0663", "🎉"]
+
+
+@pytest.mark.parametrize("pattern", CLASSES)
+def test_a_class_lets_through_what_it_holds_and_nothing_else(pattern: str, grammars: Grammars) -> None:
+    """llguidance itself would take a quote or a backslash for a control character."""
+    compiled = grammars.compile({"type": "string", "pattern": f"^{pattern}$"})
+    ids = compiled.closer.ids
+    through = {one for one in ONES if lets_through(compiled.template, [ids[byte] for byte in quoted(one)])}
+    judge = {"pattern": portable(f"^{pattern}$")}
+    assert through == {one for one in ONES if jsonschema_rs.is_valid(judge, one)}
+    assert through <= {one for one in ONES if jsonschema_rs.is_valid({"pattern": f"^{pattern}$"}, one)}
+
+
+def quoted(text: str) -> bytes:
+    return json.dumps(text, ensure_ascii=False).encode()
+
+
+def lets_through(matcher: Matcher, ids: list[int]) -> bool:
+    return matcher.validate_tokens(ids) == len(ids)
 
 
 def test_an_over_long_schema_is_refused(grammars: Grammars) -> None:

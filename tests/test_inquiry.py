@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from models import audit
 from models.failure import Failure
 from models.inquiry import NOTE, Inquiry, pool
-from models.prompt import answer_schema
-from models.question import Answer, Question, find_document, render
+from models.question import Answer, Question, answer_schema, find_document, render
 from models.windows import MOST
 from serving.protocol import Prompt
 

@@ -393,7 +393,7 @@ def test_the_most_probable_label_is_the_answer(labels: Labels) -> None:
     assert told.prompt_tokens == len(decision.scoring.sequences[0].prompt) - len(decision.scoring.tree.rows[0])
     assert told.seconds > 0
     assert told.detail.keys() == {"labels", "receipt"}
-    assert told.detail["labels"].keys() == {"scores", "prior", "task", "calibration"}
+    assert told.detail["labels"].keys() == {"scores", "prior", "task", "abstain_below", "calibration"}
     scores = list(told.detail["labels"]["scores"].values())
     assert weigh(scores) == pytest.approx(list(output["probabilities"].values()))
 
@@ -427,7 +427,7 @@ def test_what_was_fitted_is_applied_and_named(small: store.Loaded, tmp_path: Pat
         )
         other = answer(labels.ask(question("Which?", labels=["letter", "invoice"], context=asked.context), NEVER))
     assert told["calibration"] is None and other.detail["labels"]["calibration"] is None
-    assert after.detail["labels"] == told | {"calibration": fitted.id}
+    assert after.detail["labels"] == told | {"calibration": fitted.id, "abstain_below": 0.99}
     output = json.loads(after.output)
     scores = [told["scores"][name] for name in ("letter", "invoice")]
     assert list(output["probabilities"].values()) == pytest.approx(fitted.apply(["letter", "invoice"], scores))

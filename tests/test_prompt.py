@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -19,9 +20,10 @@ from models.catalog import MIXTRAL, SMOLLM2
 from models.engine.engine import Engine
 from models.engine.sequence import Completion, FinishReason, Sampling
 from models.failure import Failure
+from models.inquiry import Inquiry
 from models.labels import Decision
-from models.prompt import MAX_SEED, Prompts, Ticket, answer_schema, task
-from models.question import Answer, Question
+from models.prompt import MAX_SEED, Asked, Prompts, Ticket
+from models.question import Answer, Question, answer_schema, task
 from models.receipt import Receipts
 from models.runtime import stop_ids
 from models.template import JOINER, Template, Turn, guard
@@ -85,7 +87,11 @@ def ask(prompts: Prompts, prompt: str = "Total?", **fields: Any) -> Ticket:
     return ticket
 
 
-def answer(ticket: Ticket | Decision) -> Answer:
+def asked_of(prompts: Prompts, prompt: str = "Total?", **fields: Any) -> Asked:
+    return ask(prompts, prompt, **fields).asked
+
+
+def answer(ticket: Ticket | Decision | Inquiry) -> Answer:
     return asyncio.run(ticket.answer())
 
 
@@ -152,11 +158,11 @@ def test_what_the_row_says_holds_where_the_question_says_nothing(small: store.Lo
 
 
 def test_a_seed_is_drawn_where_one_is_needed_and_none_was_given(still: Prompts) -> None:
-    seeds = [ask(still, temperature=1).sampling.seed for _ in range(20)]
+    seeds = [asked_of(still, temperature=1).sampling.seed for _ in range(20)]
     assert all(seed is not None and 0 <= seed < MAX_SEED for seed in seeds)
     assert len(set(seeds)) == 20
-    assert ask(still, temperature=1, seed=3).sampling.seed == 3
-    assert ask(still, temperature=0).sampling.seed is None
+    assert asked_of(still, temperature=1, seed=3).sampling.seed == 3
+    assert asked_of(still, temperature=0).sampling.seed is None
 
 
 @pytest.mark.parametrize("room", [19, 20, 21])
@@ -223,7 +229,7 @@ def completion(loaded: store.Loaded, text: str, reason: FinishReason = "stop") -
 @pytest.mark.parametrize("output", ['{"label":"a"}', '{"label":"b","more":[1,2.5,null,"é 🎉"]}'])
 def test_a_whole_answer_is_given(output: str, small: store.Loaded, still: Prompts) -> None:
     made = completion(small, output)
-    got = still.close(made, ask(still, schema=LABEL))
+    got = still.close(made, asked_of(still, schema=LABEL))
     assert replace(got, detail={}) == Answer(output, SMOLLM2.name, "stop", 33, len(made.tokens), 1.75)
     assert {"confidence", "receipt"} <= got.detail.keys()
 
@@ -234,7 +240,7 @@ def test_an_answer_that_was_cut_is_refused_even_if_it_looks_whole(
 ) -> None:
     made = completion(small, '{"label":"a"}', "length")
     with pytest.raises(Failure) as caught:
-        still.close(made, ask(still, schema=schema) if schema else ask(still, format="text"))
+        still.close(made, asked_of(still, schema=schema) if schema else asked_of(still, format="text"))
     assert caught.value.code == "answer_truncated"
     assert f"{len(made.tokens)} tokens" in caught.value.message and "33" in caught.value.message
     assert "label" not in caught.value.message
@@ -245,29 +251,29 @@ def test_a_partial_answer_is_flagged_where_it_is_allowed(
     reason: FinishReason, small: store.Loaded, still: Prompts
 ) -> None:
     made = completion(small, '{"label":"a"}', reason)
-    assert still.close(made, ask(still, schema=LABEL, allow_partial=True)).finish_reason == reason
+    assert still.close(made, asked_of(still, schema=LABEL, allow_partial=True)).finish_reason == reason
     made = completion(small, '{"label":"a', reason)
     with pytest.raises(Failure, match="answer_invalid"):
-        still.close(made, ask(still, schema=LABEL, allow_partial=True))
-    assert still.close(made, ask(still, format="text", allow_partial=True)).output == '{"label":"a'
+        still.close(made, asked_of(still, schema=LABEL, allow_partial=True))
+    assert still.close(made, asked_of(still, format="text", allow_partial=True)).output == '{"label":"a'
 
 
 @pytest.mark.parametrize("output", ["", "Paris", '{"label":"a"', '{"label":"c"}', "{}", "NaN"])
 def test_an_answer_that_is_not_what_was_asked_for_is_refused(output: str, small: store.Loaded, still: Prompts) -> None:
     with pytest.raises(Failure, match="answer_invalid"):
-        still.close(completion(small, output), ask(still, schema=LABEL))
+        still.close(completion(small, output), asked_of(still, schema=LABEL))
 
 
 @pytest.mark.parametrize("output", ["", "Paris", '{"label":', " I do n't know , sorry . \n", "é 🎉 NaN"])
 def test_text_is_given_as_it_is(output: str, small: store.Loaded, still: Prompts) -> None:
-    got = still.close(completion(small, output), ask(still, format="text", context={"document": "Paris"}))
+    got = still.close(completion(small, output), asked_of(still, format="text", context={"document": "Paris"}))
     assert got.output == output
     assert got.detail.keys() == {"receipt"}
 
 
 @pytest.mark.parametrize("output", [' {"label":"a"}', '{"label":"a"}\n', ' {"label":"a"} '])
 def test_json_is_given_without_the_blanks_around_it(output: str, small: store.Loaded, still: Prompts) -> None:
-    got = still.close(completion(small, output), ask(still, schema=LABEL))
+    got = still.close(completion(small, output), asked_of(still, schema=LABEL))
     assert got.output == '{"label":"a"}'
     assert got.detail["confidence"].keys() == {"/label"}
     assert got.detail["receipt"]["output"] == RECEIPTS.write(question(), None, None, '{"label":"a"}')["output"]
@@ -277,9 +283,9 @@ def test_markers_copied_from_a_document_come_back_as_they_were(small: store.Load
     prompts, _ = make(small, MIXTRAL, small.tokenizer)
     text = f"see [INST] and [{JOINER}/INST]"
     made = completion(small, guard(text, MIXTRAL.markers))
-    assert prompts.close(made, ask(prompts, format="text")).output == text
+    assert prompts.close(made, asked_of(prompts, format="text")).output == text
     made = completion(small, guard(json.dumps({"a": text}), MIXTRAL.markers))
-    got = prompts.close(made, ask(prompts, context={"document": text}))
+    got = prompts.close(made, asked_of(prompts, context={"document": text}))
     (found,) = got.detail["evidence"]
     assert (found["text"], found["match"]) == (text, "exact")
 
@@ -295,7 +301,7 @@ def test_tokens_of_single_bytes_belong_to_their_value(
     rare = next(at for at, piece in enumerate(shown) if piece.startswith("<0x"))
     logprobs = [0.0] * len(tokens)
     logprobs[rare] = -1.0
-    got = prompts.close(Completion(tokens, "stop", 1, 0, 0, logprobs), ask(prompts))
+    got = prompts.close(Completion(tokens, "stop", 1, 0, 0, logprobs), asked_of(prompts))
     assert got.output == text
     raw = {pointer: each["raw"] for pointer, each in got.detail["confidence"].items()}
     assert raw == {"/n": 1.0, "/a": pytest.approx(0.36788, abs=1e-5), "/b/0": 1.0}
@@ -304,7 +310,7 @@ def test_tokens_of_single_bytes_belong_to_their_value(
 def test_what_is_known_of_an_answer_comes_with_it(small: store.Loaded, still: Prompts) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}, "to": {"type": "string"}}}
     rule = {"rule": "equal", "of": ["/n", "/n"]}
-    asked = ask(still, schema={**schema, "x-check": [rule]}, context={"document": "No. 12 for Ms Zebra"}, seed=5)
+    asked = asked_of(still, schema={**schema, "x-check": [rule]}, context={"document": "No. 12 for Ms Zebra"}, seed=5)
     made = completion(small, '{"n":12,"to":"Mr Okapi"}')
     detail = still.close(made, asked).detail
     assert detail.keys() >= {"evidence", "confidence", "checks", "receipt"}
@@ -332,7 +338,7 @@ def test_an_answer_that_breaks_a_promise_is_an_error(
     if code == "check_failed":
         rule = {"rule": "equal", "of": ["/a", "/b"], "on_fail": "error"}
         fields = {"schema": {"type": "object", "x-check": [rule]}}
-    asked = ask(still, context={"document": "only 1"}, **fields)
+    asked = asked_of(still, context={"document": "only 1"}, **fields)
     with pytest.raises(Failure) as caught:
         still.close(completion(small, '{"a":1,"b":2}'), asked)
     assert caught.value.code == code
@@ -428,3 +434,130 @@ def test_warm_up_goes_through_every_part_and_tells_of_a_fault(small: store.Loade
     engine.stop()
     with pytest.raises(Failure):
         prompts.warm_up()
+
+
+# ---- long documents ------------------------------------------------------------------------------------------------
+
+LINES = [f"No. {number:04}: {'paid' if number % 7 else 'open'}, {number * 37 % 1000}.50" for number in range(120)]
+STATE = {"type": "object", "properties": {"state": {"enum": ["paid", "open"]}}, "additionalProperties": False}
+NARROW = replace(SMOLLM2, context_length=700)
+
+
+@pytest.fixture(scope="module")
+def narrow(small: store.Loaded) -> Iterator[Prompts]:
+    """With a short context, running."""
+    made, engine = make(small, NARROW)
+    engine.start()
+    yield made
+    engine.stop()
+
+
+def long(**fields: Any) -> Question:
+    asked = {"context": {"document": "\n".join(LINES)}, "max_new_tokens": 40, "temperature": 1, **fields}
+    return question("Which?", **asked)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_document_is_split_from_the_first_token_that_does_not_fit(over: int, small: store.Loaded) -> None:
+    asked = long(schema=LABEL)
+    prompts, engine = make(small, replace(SMOLLM2, context_length=10_000))
+    prompts.ask(asked, NEVER)
+    tokens = engine.scheduler.waiting[0].capacity
+    prompts, engine = make(small, replace(SMOLLM2, context_length=tokens - over))
+    assert isinstance(prompts.ask(asked, NEVER), Inquiry if over else Ticket)
+    assert engine.waiting == 1 - over
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_an_answer_about_a_long_document_keeps_all_promises(paged: bool, narrow: Prompts) -> None:
+    pages = ["\n".join(LINES[:50]), "\n".join(LINES[50:])]
+    document: Any = pages if paged else "\n".join(LINES)
+    rule = {"rule": "equal", "of": ["/state", "/state"]}
+    fields = {"schema": {**STATE, "x-check": [rule]}, "context": {"document": document}, "on_conflict": "report"}
+    got = next(got for got in (answer(narrow.ask(long(**fields), NEVER)) for _ in range(20)) if "a" in got.output)
+    (evidence,) = got.detail["evidence"]
+    shown = document[evidence["page"]] if paged else document
+    assert shown[evidence["start"] : evidence["end"]] == evidence["text"] == json.loads(got.output)["state"]
+    assert evidence["match"] == "exact"
+    assert got.detail["windows"]["count"] > 2
+    assert [check["rule"] for check in got.detail["checks"]] == ["/x-check/0"]
+    assert got.detail["confidence"].keys() == {"/state"}
+    receipt = got.detail["receipt"]
+    again = answer(narrow.ask(long(**fields, seed=receipt["sampling"]["seed"]), NEVER))
+    assert (again.output, again.detail["receipt"]) == (got.output, receipt)
+
+
+def outcome(prompts: Prompts, asked: Question) -> str:
+    """A failure's code, or "conflicts", or the output."""
+    try:
+        got = answer(prompts.ask(asked, NEVER))
+    except Failure as failure:
+        return failure.code
+    return "conflicts" if got.detail["windows"]["conflicts"] else got.output
+
+
+def test_windows_that_contradict_each_other_are_an_error_unless_a_report_is_wanted(narrow: Prompts) -> None:
+    seeds = range(12)
+    reports = [outcome(narrow, long(schema=STATE, seed=seed, on_conflict="report")) for seed in seeds]
+    errors = [outcome(narrow, long(schema=STATE, seed=seed)) for seed in seeds]
+    assert [code.replace("windows_conflict", "conflicts") for code in errors] == reports
+    assert len({"conflicts", '{"state":"paid"}', '{"state":"open"}'}.intersection(reports)) > 1
+
+
+def test_demands_are_made_of_the_merged_answer(narrow: Prompts) -> None:
+    """A value that no window gives is missed first."""
+    absent = {"type": "object", "properties": {"n": {"const": "paid twice"}}, "required": ["n"]}
+    found = {outcome(narrow, long(schema=absent, require_evidence=True, seed=seed)) for seed in range(8)}
+    assert found == {"evidence_absent", "answer_invalid"}
+    rule = {"rule": "equal", "of": ["/n", "/m"], "on_fail": "error"}
+    unequal = {"type": "object", "properties": {"n": {"const": "one"}, "m": {"const": "two"}}, "required": ["n", "m"]}
+    found = {outcome(narrow, long(schema={**unequal, "x-check": [rule]}, seed=seed)) for seed in range(8)}
+    assert found == {"check_failed", "answer_invalid"}
+
+
+def test_labels_of_a_long_document(narrow: Prompts) -> None:
+    got = answer(narrow.ask(long(labels=["invoice", "letter"], temperature=None, max_new_tokens=None), NEVER))
+    told = json.loads(got.output)
+    assert sum(told["probabilities"].values()) == pytest.approx(1)
+    assert got.detail["windows"]["count"] > 2
+    assert got.detail["labels"]["abstain_below"] == 0
+    assert got.detail["receipt"]["sampling"] is None
+    short = answer(narrow.ask(question("Which?", labels=["invoice", "letter"]), NEVER))
+    assert got.detail["receipt"]["form"] == short.detail["receipt"]["form"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"format": "text"}, "context_length_exceeded"),
+        ({"context": {"text": "\n".join(LINES)}}, "context_length_exceeded"),
+        ({"schema": {"type": "object", "contains": {"const": 1}}}, "schema_unsupported"),
+        ({"schema": {"type": "object", "x-check": 5}}, "schema_invalid"),
+        ({"max_new_tokens": 701}, "context_length_exceeded"),
+    ],
+)
+def test_what_windows_would_not_help_is_refused_at_once(fields: dict[str, Any], code: str, narrow: Prompts) -> None:
+    assert refusal(narrow, long(**fields)).code == code
+
+
+def test_a_window_is_shown_its_pages_by_their_numbers(small: store.Loaded) -> None:
+    prompts, engine = make(small, NARROW)
+    pages = ["\n".join(LINES[at : at + 10]) for at in range(0, 120, 10)]
+    inquiry = prompts.ask(long(labels=["a", "b"], context={"document": pages}), NEVER)
+    assert isinstance(inquiry, Inquiry)
+
+    async def look() -> list[str]:
+        waiting = asyncio.create_task(inquiry.answer())
+        while engine.waiting < 12:
+            await asyncio.sleep(0.01)
+        shown = [str(small.tokenizer.decode(row.prompt)) for row in engine.scheduler.waiting]
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return shown
+
+    shown = asyncio.run(look())
+    numbers = {int(number) for text in shown if "No. 0" in text for number in re.findall(r"page (\d+)", text)}
+    assert numbers == set(range(1, 13))
+    with torch.inference_mode():
+        engine.step()
+    assert engine.cache.used == 0 or engine.waiting == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import itertools
 import json
 import re
 import shutil
@@ -203,7 +204,10 @@ def test_refusals_from_behind_the_door(tiny_server: Server, changes: dict[str, A
 
 def test_counts_are_named_when_the_prompt_is_too_long(tiny_server: Server) -> None:
     for body in (GOOD, TOTAL):
-        message = post(tiny_server, {**body, "prompt": "word " * 9000}).json()["error"]
+        long = {**body, "prompt": "word " * 9000}
+        message = post(tiny_server, long).json()["error"]
+        assert re.search(r"prompt without its document has 9\d\d\d tokens; of the [78]\d\d\d ", message)
+        message = post(tiny_server, {**long, "context": {}}).json()["error"]
         assert re.search(r"prompt has 9\d\d\d tokens .* context is 8192", message)
 
 
@@ -355,6 +359,7 @@ def test_the_openapi_description_has_the_exact_body(tiny_server: Server) -> None
         "seed",
         "deadline_ms",
         "lane",
+        "on_conflict",
         "allow_partial",
     }
     reply = operation["responses"]["200"]["content"]["application/json"]["schema"]
@@ -372,6 +377,40 @@ def test_bentomls_own_clients_agree(tiny_server: Server) -> None:
 
     again = asyncio.run(ask())
     assert json.loads(again["output"])["label"] == json.loads(told["output"])["label"]
+
+
+LONG = "\n".join(f"Line {number}: nothing is due." for number in range(1500))
+
+
+def test_a_document_longer_than_the_context_is_read_in_windows(tiny_server: Server) -> None:
+    fields = {"prompt": "Which?", "context": {"document": LONG}}
+    told = post(tiny_server, {**fields, "labels": ["invoice", "letter"]}).json()
+    assert sum(json.loads(told["output"])["probabilities"].values()) == pytest.approx(1)
+    pieces = [piece for (piece,) in told["metadata"]["windows"]["pieces"]]
+    assert (pieces[0]["start"], pieces[-1]["end"]) == (0, len(LONG))
+    assert all(before["end"] > after["start"] > before["start"] for before, after in itertools.pairwise(pieces))
+    schema = {"type": "object", "properties": {"line": {"enum": ["Line 7", "Line 1400"]}}}
+    body = {**fields, "schema": schema, "temperature": 1, "max_new_tokens": 60}
+    for seed in range(6):
+        reported = post(tiny_server, {**body, "seed": seed, "on_conflict": "report"}).json()
+        answer = post(tiny_server, {**body, "seed": seed})
+        if conflicts := reported["metadata"]["windows"]["conflicts"]:
+            assert (answer.status_code, answer.json()["error_type"]) == (422, "windows_conflict")
+        else:
+            assert answer.json()["output"] == reported["output"]
+        for each in reported["metadata"]["evidence"]:
+            assert LONG[each["start"] : each["end"]] == each["value"]
+
+
+def test_who_leaves_a_long_document_frees_all_its_windows(tiny_server: Server) -> None:
+    schema = {"type": "object", "properties": {"line": {"type": "string", "maxLength": 900}}, "required": ["line"]}
+    with pytest.raises(httpx.ReadTimeout):
+        body = {"prompt": "Which?", "context": {"document": LONG}, "schema": schema}
+        httpx.post(f"{tiny_server.url}/prompt", json=body, timeout=1.5)
+    end = time.monotonic() + 10
+    while (engine := health(tiny_server)["engine"])["running"] + engine["waiting"] and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (engine["running"], engine["waiting"], engine["kv_tokens"]["used"]) == (0, 0, 0)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Regular expressions of ECMA-262, as JSON Schema has them, in the words of Rust's engine.
 
 Where dialects differ in what a class holds (\\s, \\d, \\w), the answer must please them all: what may stand
-there is what every one of ECMA, Python and Rust would take. Knows nothing of schemas.
+there is what every one of ECMA, Python and Rust would take. Control characters that have no short escape in JSON are in
+no class: with them llguidance lets quotes and backslashes through, and not even them. Knows nothing of schemas.
 """
 
 import re
@@ -9,13 +10,16 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 LAST = "\U0010ffff"
-ANY = f"[\\x00-{LAST}]"
-BLANKS = "\t-\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+UNWRITTEN = r"\x00-\x07\x0b\x0e-\x1f"
+KEPT = ((0x08, 0x0A), (0x0C, 0x0D), (0x20, ord(LAST)))  # all else
+CONTROLLED = {"C", "Cc", "Other", "Control", "Any", "ASCII", "Assigned", "Common", "Zyyy"}  # properties they have
+ANY = f"[^{UNWRITTEN}]"
+BLANKS = "\t\n\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 NO_BLANKS = (
     "\x00-\x08\x0e-\x1f!-\x9f\u00a1-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e\u2030-\u205e"
     f"\u2060-\u2fff\u3001-{LAST}"
 )
-SURE_NO_BLANKS = NO_BLANKS.replace("\x0e-\x1f!-\x9f", "\x0e-\x1b!-\x84\x86-\x9f").replace(
+SURE_NO_BLANKS = NO_BLANKS.replace("\x00-\x08\x0e-\x1f!-\x9f", "\b!-\x84\x86-\x9f").replace(
     f"\u3001-{LAST}", f"\u3001-\ufefe\uff00-{LAST}"
 )
 # What stands for a class where it is asked for, and where it is ruled out: narrow and wide.
@@ -23,7 +27,7 @@ NARROW = {
     "d": "0-9",
     "D": r"\P{Nd}",
     "w": "0-9A-Za-z_",
-    "W": r"\p{Pd}\p{Ps}\p{Pe}\p{Pi}\p{Pf}\p{Po}\p{S}\p{Z}\p{Cc}",
+    "W": r"\p{Pd}\p{Ps}\p{Pe}\p{Pi}\p{Pf}\p{Po}\p{S}\p{Z}\x08\t\n\f\r\x7f-\x9f",
     "s": BLANKS,
     "S": SURE_NO_BLANKS,
 }
@@ -32,10 +36,10 @@ WIDE = {
     "D": rf"\x00-/:-{LAST}",
     "w": r"\p{L}\p{N}\p{M}\p{Pc}\u200c\u200d",
     "W": rf"\x00-/:-@\[-\^`\{{-{LAST}",
-    "s": BLANKS + "\x1c-\x1f\x85\ufeff",
+    "s": BLANKS + "\v\x1c-\x1f\x85\ufeff",
     "S": NO_BLANKS,
 }
-DOT = r"[^\n\r]"  # without ECMA's U+2028 and U+2029, for which llguidance would be slow
+DOT = rf"[^\n\r{UNWRITTEN}]"  # without ECMA's U+2028 and U+2029, for which llguidance would be slow
 CONTROLS = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 SPECIAL = set("\\.+*?()|[]{}^$#&-~/")
 TOKEN = re.compile(
@@ -60,7 +64,7 @@ def portable(pattern: str) -> str | None:
         if token["class"]:
             piece = _class(text[1:-1])
         elif token["escape"]:
-            piece = f"[{NARROW[text[1]]}]" if text[1] in NARROW else _escape(text)
+            piece = _class(text) if text[1] in NARROW or text[1] in "pP" else _escape(text)
         elif token["group"]:
             piece = "(?:" if text != "(" else "("
         elif token["dot"]:
@@ -75,7 +79,8 @@ def portable(pattern: str) -> str | None:
 
 
 def other_than(words: Iterable[str], most: int | None = None) -> str:
-    """A pattern of all strings but these; with at most so many characters where they no longer begin like one."""
+    """A pattern of all strings but these and those with anything UNWRITTEN; with at most so many characters where they
+    no longer begin like one."""
     rest = f"{ANY}*" if most is None else f"{ANY}{{0,{most}}}"
     return f"^(?:{_other({*words}, rest)})$"
 
@@ -84,7 +89,7 @@ def _other(words: set[str], rest: str) -> str:
     heads = sorted({word[0] for word in words if word})
     ways = [] if "" in words else [""]
     ways += [literal(head) + f"(?:{_other({word[1:] for word in words if word[:1] == head}, rest)})" for head in heads]
-    ways.append((f"[^{''.join(map(literal, heads))}]" if heads else ANY) + rest)
+    ways.append(f"[^{''.join(map(literal, heads))}{UNWRITTEN}]" + rest)
     return "|".join(ways)
 
 
@@ -96,8 +101,8 @@ def literal(text: str) -> str:
 def _escape(text: str) -> str | None:
     """One character, or a class by property, that stands behind a backslash."""
     kind = text[1]
-    if kind in "pP" and len(text) > 2:
-        return text
+    if kind in "pP":
+        return text if len(text) > 2 and text[3:-1].rpartition("=")[2] not in CONTROLLED else None
     if kind in "ux":
         number = int(text[2:].strip("{}"), 16) if len(text) > 2 else 0xD800
         return None if 0xD800 <= number < 0xE000 or number > 0x10FFFF else literal(chr(number))
@@ -109,29 +114,51 @@ def _escape(text: str) -> str | None:
 def _class(body: str) -> str | None:
     """A class in brackets; those of Rust may hold others and be intersected, so whatever looks like that is literal."""
     negated = body.startswith("^")
-    named = WIDE if negated else NARROW
-    atoms: list[tuple[str, bool]] = []  # and whether it is one character, which may begin or end a range
-    for text in ATOM.findall(body[negated:]):
+    if not (atoms := _atoms(body[negated:], WIDE if negated else NARROW)):
+        return None
+    made, apart, at = "", [], 0
+    while at < len(atoms):
+        (text, single), dash, end = atoms[at], atoms[at + 1 : at + 2], atoms[at + 2 : at + 3]
+        at += 1
+        if single:
+            last = text
+            if dash == [("-", True)] and end and end[0][1]:
+                last = end[0][0]
+                at += 2
+            if last[-1] < text[-1]:
+                return None
+            made += _range(text[-1], last[-1])
+        elif text.startswith(r"\P") and not negated:
+            apart.append(rf"[^\p{text[2:]}{UNWRITTEN}]")
+        else:
+            made += text
+    if negated:
+        return f"[^{made}{UNWRITTEN}]"
+    ways = [f"[{made}]"] * bool(made) + apart
+    return f"(?:{'|'.join(ways)})" if len(ways) > 1 else "".join(ways) or None
+
+
+def _atoms(inside: str, named: dict[str, str]) -> list[tuple[str, bool]]:
+    """What stands in brackets, and whether it is one character, which may begin or end a range; none where any of it
+    is not known."""
+    atoms: list[tuple[str, bool]] = []
+    for text in ATOM.findall(inside):
         if text[0] != "\\":
             atoms.append((text if text == "-" else literal(text), True))
         elif text[1:] in named:
             atoms.append((named[text[1:]], False))
         elif (piece := "\x08" if text == r"\b" else _escape(text)) is None:
-            return None
+            return []
         else:
-            atoms.append((piece, text[1] not in "pP" or len(text) == 2))
-    if not atoms:
-        return None
-    made, at = "", 0
-    while at < len(atoms):
-        (text, single), dash, end = atoms[at], atoms[at + 1 : at + 2], atoms[at + 2 : at + 3]
-        if single and dash == [("-", True)] and end and end[0][1]:
-            made += f"{literal(text) if text == '-' else text}-{literal(end[0][0]) if end[0][0] == '-' else end[0][0]}"
-            at += 3
-        else:
-            made += r"\-" if text == "-" else text
-            at += 1
-    return f"[{'^' if negated else ''}{made}]"
+            atoms.append((piece, text[1] not in "pP"))
+    return atoms
+
+
+def _range(first: str, last: str) -> str:
+    """The characters from `first` to `last` that are not UNWRITTEN."""
+    parts = [(max(ord(first), low), min(ord(last), high)) for low, high in KEPT]
+    ends = [(literal(chr(low)), literal(chr(high))) for low, high in parts if low <= high]
+    return "".join(low if low == high else f"{low}-{high}" for low, high in ends)
 
 
 def bounded(pattern: str, most: int) -> str:
