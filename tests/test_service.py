@@ -394,7 +394,7 @@ def test_a_document_longer_than_the_context_is_read_in_windows(tiny_server: Serv
     for seed in range(6):
         reported = post(tiny_server, {**body, "seed": seed, "on_conflict": "report"}).json()
         answer = post(tiny_server, {**body, "seed": seed})
-        if conflicts := reported["metadata"]["windows"]["conflicts"]:
+        if reported["metadata"]["windows"]["conflicts"]:
             assert (answer.status_code, answer.json()["error_type"]) == (422, "windows_conflict")
         else:
             assert answer.json()["output"] == reported["output"]
