@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import jsonschema_rs
@@ -20,6 +21,10 @@ from models.rules import Rule
 
 KEYWORD = "x-evidence"
 NAMED = 5  # values named in a refusal
+DOUBLES = (
+    "a number is a multiple in decimals but not in binary floating point, in which validators divide; "
+    "a factor like 0.01 says that of many amounts, multipleOf 1 in cents of none"
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,33 @@ def read(question: Question, schema: Schema) -> Demand:
     return demand
 
 
+class MultipleOf:
+    """The keyword in decimals, and also in doubles, as most validators divide: what some of them would not take is
+    not called a success."""
+
+    def __init__(self, parent: Schema, factor: float, path: list[str | int]) -> None:
+        self._factor = factor
+
+    def validate(self, value: Any) -> None:
+        """ValueError where it is none."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        if (Fraction(str(value)) / Fraction(str(self._factor))).denominator != 1:
+            raise ValueError("not a multiple")
+        quotient = value / self._factor if isinstance(self._factor, float) else 0.0
+        if math.isfinite(quotient) and not quotient.is_integer():
+            raise ValueError(DOUBLES)
+
+
 def validator(schema: Schema) -> jsonschema_rs.Validator:
     """A validator that fetches nothing and whose patterns run in linear time; Failure for what is no schema."""
     try:
-        return jsonschema_rs.validator_for(schema, offline=True, pattern_options=jsonschema_rs.RegexOptions())
+        return jsonschema_rs.validator_for(
+            schema,
+            offline=True,
+            pattern_options=jsonschema_rs.RegexOptions(),
+            keywords={"multipleOf": MultipleOf},
+        )
     except ValueError:
         raise Failure("schema_invalid", "the schema is not a valid JSON Schema") from None
 
@@ -68,11 +96,12 @@ def parse(output: str, schema: Schema) -> Any:
     try:
         value = json.loads(output, parse_float=_finite, parse_constant=_finite)
         compact(value).encode()  # no half of a surrogate pair
-        fits = validator(schema).is_valid(value)
+        errors = [error.message for error in validator(schema).iter_errors(value)]
     except (ValueError, RecursionError):
         raise Failure("answer_invalid", "the answer is not JSON") from None
-    if not fits:
-        raise Failure("answer_invalid", "the answer does not fit the schema")
+    if errors:
+        told = f": {DOUBLES}" if set(errors) == {DOUBLES} else ""
+        raise Failure("answer_invalid", f"the answer does not fit the schema{told}")
     return value
 
 

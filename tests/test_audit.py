@@ -2,9 +2,11 @@
 
 import json
 import socket
+from fractions import Fraction
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from models.audit import Demand, audit, demanded, parse, read, trace, validator
 from models.failure import Failure
@@ -106,6 +108,34 @@ def test_an_answer_that_is_comes_back_as_a_value(value: Any) -> None:
 
 
 # ---- evidence ------------------------------------------------------------------------------------------------------
+
+
+MULTIPLES = [
+    *((0.01, 0.5), (0.01, 12.34), (0.01, 19.99), (0.01, 668123.57), (0.01, 0.555), (3, 9), (3, 10), (3, 9.0), (3, 9.5)),
+    *(
+        (0.1, 0.3),
+        (1e-9, 12345678901234567890),
+        (1e-300, 1e300),
+        (5e-324, 1e300),
+        (3, 3 * 10**40),
+        (0.5, True),
+        (7, "a"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("factor", "value"), MULTIPLES)
+def test_a_multiple_is_one_to_whoever_divides(factor: float, value: Any) -> None:
+    """In decimals, and as the jsonschema library has it."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    exact = not number or (Fraction(str(value)) / Fraction(str(factor))).denominator == 1
+    usual = Draft202012Validator({"multipleOf": factor}).is_valid(value)
+    if exact and usual:
+        assert parse(json.dumps(value), {"multipleOf": factor}) == value
+        return
+    with pytest.raises(Failure, match="does not fit") as caught:
+        parse(json.dumps(value), {"multipleOf": factor})
+    assert ("binary floating point" in caught.value.message) == exact
 
 
 def test_every_value_has_its_place_in_the_document() -> None:

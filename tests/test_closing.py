@@ -417,9 +417,9 @@ def test_an_answer_with_much_to_spare_is_looked_at_seldom(kit: Kit, monkeypatch:
     path = kit.closer.path(matcher, MOST)
     searches, plan = count(), Closer.plan
 
-    def counted(closer: Closer, matcher: LLMatcher, place: Place, hint: Plan | None = None) -> Plan | None:
+    def counted(closer: Closer, matcher: LLMatcher, place: Place, *known: Any) -> Plan | None:
         next(searches)
-        return plan(closer, matcher, place, hint)
+        return plan(closer, matcher, place, *known)
 
     monkeypatch.setattr(Closer, "plan", counted)
     guard, left, rng = Guard(kit.closer, matcher, path), 4000, random.Random(0)

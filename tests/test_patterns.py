@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.engine.patterns import bounded, literal, other_than, portable
+from models.engine.patterns import bounded, ended, literal, other_than, portable
 
 ODD = "\t\n\v\r \x1c\x85\u00a0\u2028\ufeffaZ_09\u0663é\u0301-[]&^.\\/"  # where dialects differ, and signs of patterns
 PIECES = [
@@ -116,6 +116,12 @@ def test_a_text_alone(text: str) -> None:
 )
 def test_what_is_repeated_without_end_gets_one(pattern: str, made: str) -> None:
     assert bounded(pattern, 9) == made
+
+
+@pytest.mark.parametrize(("pattern", "made"), [("^a$", r"^a\n?$"), (r"^a\$", r"^a\$"), ("a", "a"), ("$", r"\n?$")])
+def test_an_end_before_a_last_line_feed(pattern: str, made: str) -> None:
+    assert ended(pattern) == made
+    assert all(bool(re.search(pattern, text)) == matches(made, text) for text in ("a", "a\n", "b\n", "a$", ""))
 
 
 def test_a_long_pattern_takes_no_longer_than_it_is() -> None:

@@ -33,6 +33,7 @@ class Found:
     instances: Counter[str] = field(default_factory=Counter)
     wrong: list[tuple[str, str, Any]] = field(default_factory=list)  # what became of it, the case, the instance
     answers: dict[int, Counter[str]] = field(default_factory=dict)  # by budget
+    failed: list[tuple[str, int, str]] = field(default_factory=list)  # answers that came to nothing, budgets apart
     judged: Counter[str] = field(default_factory=Counter)
     unfit: list[tuple[str, int, str]] = field(default_factory=list)  # successes that do not fit
 
@@ -109,6 +110,8 @@ def _close(asked: Asked, adversary: Adversary, judge: Judge, found: Found) -> No
     whole = [answer for answer in asked.answers if answer.text]
     for answer in asked.answers:
         found.answers[answer.budget][answer.outcome] += 1
+        if not answer.text and answer.outcome != "invalid_value":
+            found.failed.append((asked.case.name, answer.budget, answer.outcome))
     for answer, verdict in zip(whole, judge.verdicts(schema, [each.value for each in whole]), strict=True):
         found.judged[str(verdict)] += 1
         if verdict is False:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-FUEL = 400  # texts put to the matcher where other orders are tried
+FUEL = 4000  # texts put to the matcher where other orders are tried
 
 
 class Speller:

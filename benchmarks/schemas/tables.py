@@ -29,6 +29,8 @@ def show(name: str, found: Found) -> str:
     lines += ["", "| budget | answers |", "| --- | --- |"]
     for budget, outcomes in found.answers.items():
         lines.append(f"| {budget} | {', '.join(f'{outcome} {count}' for outcome, count in outcomes.most_common())} |")
+    lines += ["", f"answers that came to nothing, budgets apart: {len(found.failed)}"]
+    lines += [f"{case} at {budget}: {outcome}" for case, budget, outcome in found.failed[:SHOWN]]
     lines += ["", f"successes by jsonschema: {dict(found.judged)}; that do not fit: {len(found.unfit)}"]
     lines += [f"{case} at {budget}: {text[:300]}" for case, budget, text in found.unfit[:SHOWN]]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ Knows budgets and plans; how a plan is found stands in search.py.
 from models.engine.matcher import Matcher
 from models.engine.pieces import Pieces, Plan
 from models.engine.place import START, Place
-from models.engine.search import TAILS, Search, Walk
+from models.engine.search import TAILS, Samples, Search, Walk
 
 NEAR, MOST_NEAR = 64, 320  # tokens to spare below which every choice is looked at; more where the answer is long
 BEGINNINGS = b"{[,"
@@ -16,14 +16,15 @@ FAR = 1000  # tokens; what begins while more are left is taken to end in time
 class Closer(Pieces):
     """Finds closing paths in the tokens of one tokenizer."""
 
-    def path(self, matcher: Matcher, most: int, place: Place = START) -> list[int] | None:
-        """Ids, at most `most`, that lead from the matcher's state to a whole answer; None where none were found."""
-        plan = self.plan(matcher, place)
+    def path(self, matcher: Matcher, most: int, place: Place = START, samples: Samples = ()) -> list[int] | None:
+        """Ids, at most `most`, that lead from the matcher's state to a whole answer; None where none were found.
+        `samples`: strings that may be worth a try."""
+        plan = self.plan(matcher, place, samples)
         return None if plan is None or plan.size > most else self.tokens(plan)
 
-    def plan(self, matcher: Matcher, place: Place, hint: Plan | None = None) -> Plan | None:
+    def plan(self, matcher: Matcher, place: Place, samples: Samples = (), hint: Plan | None = None) -> Plan | None:
         walk = Walk(matcher.deep_copy(), place, self.ids)
-        if not Search(self, hint).finish(walk):
+        if not Search(self, samples, hint).finish(walk):
             return None
         return self.cover(walk.text)
 
@@ -36,10 +37,11 @@ class Guard:
     comes to take all the rest is `lost`; it is looked at again when half of its budget is gone.
     """
 
-    def __init__(self, closer: Closer, matcher: Matcher, path: list[int] | None) -> None:
+    def __init__(self, closer: Closer, matcher: Matcher, path: list[int] | None, samples: Samples = ()) -> None:
         """`matcher` is the row's own, before each token it takes; `path` the closer's for it, within the budget."""
         self._closer = closer
         self._matcher = matcher
+        self._samples = samples
         self._place = START
         self._plan = None if path is None else closer.cover(closer.decode(path))
         self._near = min(NEAR + len(path or ()), MOST_NEAR)
@@ -97,7 +99,7 @@ class Guard:
 
     def _look(self, left: int) -> None:
         """Find a plan for the present state."""
-        plan = self._closer.plan(self._matcher, self._place)
+        plan = self._closer.plan(self._matcher, self._place, self._samples)
         self.lost = plan is None or plan.size > left
         self._plan = None if self.lost else plan
         self._due = left // 2
@@ -113,4 +115,4 @@ class Guard:
     def _found(self, tokens: list[int], text: bytes) -> Plan | None:
         matcher = self._matcher.deep_copy()
         matcher.consume_tokens(tokens)
-        return self._closer.plan(matcher, self._place.after(text), self._plan)
+        return self._closer.plan(matcher, self._place.after(text), self._samples, self._plan)

@@ -22,8 +22,10 @@ from models.engine.closing import Closer, Guard
 from models.engine.fields import Fields, fields
 from models.engine.follower import Follower
 from models.engine.matcher import Matcher
+from models.engine.samples import samples
 from models.engine.scheduler import Piece
 from models.engine.schema import Schema, admit, dump, judge, refusal
+from models.engine.search import Samples
 from models.engine.substrings import Substrings, vocabulary_of
 from models.engine.verbatim import Verbatim
 from models.engine.writer import Bounds
@@ -63,6 +65,7 @@ class Grammar:
     judge: jsonschema_rs.Validator
     inner: jsonschema_rs.Validator | None
     copied: Fields | None  # where it has copy-only strings
+    samples: Samples  # strings that may help to close
 
     @property
     def shortest(self) -> int:
@@ -77,9 +80,11 @@ class Grammar:
         """For one row: what it may say next, and what keeps it able to close. Copy-only strings need a `document`."""
         matcher: Matcher = self.template.deep_copy()
         if self.copied is None or document is None:
-            return matcher, Guard(self.closer, matcher, self.path)
+            return matcher, Guard(self.closer, matcher, self.path, self.samples)
         matcher = Verbatim(self.template.deep_copy(), Follower(self.copied, document))
-        return matcher, Guard(self.closer, matcher, self.closer.path(matcher, LONGEST_PATH))
+        return matcher, Guard(
+            self.closer, matcher, self.closer.path(matcher, LONGEST_PATH, samples=self.samples), self.samples
+        )
 
 
 class Grammars:
@@ -114,11 +119,12 @@ class Grammars:
         admitted = admit(schema)
         for written in admitted.candidates():
             if (matcher := self.match(written.text)) is not None:
-                path = self._closer.path(matcher, LONGEST_PATH)
+                found = samples(json.loads(written.text))
+                path = self._closer.path(matcher, LONGEST_PATH, samples=found)
                 inner = None if written.inner is None else judge(json.loads(written.inner))
                 narrowed = [at for _, at in admitted.narrowed]
                 return Grammar(
-                    matcher, self._closer, path, written.supplied, narrowed, judge(schema), inner, fields(schema)
+                    matcher, self._closer, path, written.supplied, narrowed, judge(schema), inner, fields(schema), found
                 )
         fault = admitted.blame(lambda text: self.match(text) is not None)
         raise refusal([fault], "nothing fits, or it is beyond what can be compiled")

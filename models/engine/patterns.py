@@ -161,6 +161,11 @@ def _range(first: str, last: str) -> str:
     return "".join(low if low == high else f"{low}-{high}" for low, high in ends)
 
 
+def ended(pattern: str) -> str:
+    """With a last `$` as Python has it, for whom it stands before a last line feed as well."""
+    return pattern[:-1] + r"\n?$" if pattern.endswith("$") and not pattern.endswith(r"\$") else pattern
+
+
 def bounded(pattern: str, most: int) -> str:
     """A portable pattern with bounds for what it repeats without end, unless that holds or is in another repetition:
     such automata grow beyond use. What may stand around a pattern without anchors is left as it is."""

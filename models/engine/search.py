@@ -12,6 +12,7 @@ from models.engine.matcher import Matcher
 from models.engine.pieces import Pieces, Plan
 from models.engine.place import QUOTE, Place
 
+Samples = tuple[bytes, ...]  # as they stand in JSON, without quotes
 ENDS = b"}],"
 NUMERIC = b"-0123456789.eE+"
 FEW = 40  # fewer bytes than this are all tried
@@ -78,8 +79,9 @@ class Walk:
 class Search:
     """One search for a short way to a whole answer: greedy where syntax decides, else the best of some branches."""
 
-    def __init__(self, pieces: Pieces, hint: Plan | None) -> None:
+    def __init__(self, pieces: Pieces, samples: Samples, hint: Plan | None) -> None:
         self._pieces = pieces
+        self._samples = samples
         self._hint = hint
         self._tails = [] if hint is None else pieces.tails(hint, TAILS)
         self._fuel = FUEL
@@ -169,6 +171,8 @@ class Search:
             return b'"'
         if count := self._filler(walk, allowed[:1]):
             return allowed[:1] * count + b'"'
+        if end := self._sampled(walk):
+            return end
         ways = self._scalars(walk, allowed, 4 if len(allowed) < FEW else 1)
         return min(ways, key=lambda way: self._pieces.cover(way).size, default=b"") or self._drift(walk)
 
@@ -186,6 +190,14 @@ class Search:
         if not walk.fits(byte * count):  # the longest that fits lies below
             count = bisect_left(range(count), True, key=lambda more: not walk.fits(byte * more)) - 1
         return bisect_left(range(count), True, key=closes) if closes(count) else 0
+
+    def _sampled(self, walk: Walk) -> bytes:
+        """A sample that the string here may be, or one's end that may end it."""
+        for start in range(0 if walk.place.escaped else max(map(len, self._samples), default=0)):
+            for sample in self._samples:
+                if start < len(sample) and walk.fits(sample[start:] + b'"'):
+                    return sample[start:] + b'"'
+        return b""
 
     def _drift(self, walk: Walk) -> bytes:
         """The string ended by always taking the first byte that is allowed."""

@@ -10,7 +10,7 @@ from models.engine.bounds import Limits
 from models.engine.dialect import LISTS, MAPS, NUMBERS, SINGLE, Node, Schema
 from models.engine.kinds import NUMBERS as NUMERIC
 from models.engine.kinds import Kinds
-from models.engine.patterns import bounded, other_than
+from models.engine.patterns import bounded, ended, other_than
 
 Bounds = dict[str, int | bool]
 IN_PLACE = {"allOf", "anyOf", "$ref"}
@@ -76,7 +76,9 @@ class Writer:
             elif key in LISTS:
                 made[key] = [self._node(part, False) for part in value]
             elif key in MAPS:
-                made[key] = {name: self._node(part, False) for name, part in value.items()}
+                loose = key == "patternProperties" and node.get("additionalProperties", True) is True
+                parts = {ended(name) if loose else name: part for name, part in value.items()}
+                made[key] = {name: self._node(part, False) for name, part in parts.items()}
             elif key in SINGLE or key == "items":
                 made[key] = value is True or self._node(value, False)
             elif key != "$comment" and not (self._to_measure and key == "pattern"):
