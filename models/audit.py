@@ -74,7 +74,7 @@ class MultipleOf:
         if (Fraction(str(value)) / Fraction(str(self._factor))).denominator != 1:
             raise ValueError("not a multiple")
         quotient = value / self._factor if isinstance(self._factor, float) else 0.0
-        if math.isfinite(quotient) and not quotient.is_integer():
+        if not quotient.is_integer():  # nor is it if infinite
             raise ValueError(DOUBLES)
 
 
