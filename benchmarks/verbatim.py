@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerFast
 
 import settings
 from models import catalog, manifest, source
-from models.engine.fields import fields
 from models.engine.follower import Follower
 from models.engine.grammar import Grammars
-from models.engine.schema import Schema
 from models.engine.substrings import Substrings, Vocabulary, vocabulary_of
 from models.engine.verbatim import Verbatim
 from models.failure import Failure
+from models.schema.dialect import Schema
+from models.schema.fields import fields
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FRESH, STATES = 5, 40  # documents that are read anew for each kind of state, and states in each

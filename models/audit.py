@@ -13,11 +13,11 @@ from typing import Any
 import jsonschema_rs
 
 from models import evidence, rules, verdict
-from models.engine.fields import Fields, Site
-from models.engine.schema import Schema
 from models.failure import Failure
 from models.question import Document, Question, compact, find_document
 from models.rules import Rule
+from models.schema.dialect import Schema
+from models.schema.fields import Fields, Site
 
 KEYWORD = "x-evidence"
 NAMED = 5  # values named in a refusal

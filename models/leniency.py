@@ -11,9 +11,9 @@ from typing import Any
 from jsonschema_rs import ValidationErrorKind
 
 from models.audit import validator
-from models.engine.dialect import LISTS, MAPS, SINGLE, Schema, escape
 from models.failure import Failure
 from models.question import compact
+from models.schema.dialect import LISTS, MAPS, SINGLE, Schema, escape
 
 JUDGED = {"x-check", "x-evidence"}  # said of the whole answer
 STRICT = {"minItems", "minProperties", "contains", "minContains"}

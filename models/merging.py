@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from models.engine.dialect import escape
 from models.failure import Failure
 from models.pairing import pair
+from models.schema.dialect import escape
 from models.sightings import Given, Reading, Sightings
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeGuard
 
-from models.engine.schema import Schema
 from models.engine.sequence import FinishReason, Lane
+from models.schema.dialect import Schema
 
 DOCUMENT = "document"  # the name in the context under which the document is looked for
 BLANK_LINE = re.compile(r"\n[ \t\r]*\n\s*")

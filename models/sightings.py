@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from models import evidence
-from models.engine.dialect import escape
 from models.evidence import Evidence
 from models.reading import number
+from models.schema.dialect import escape
 from models.windows import Window
 
 EDGE = 64  # characters, none a letter or digit, that may lie between a value and the edge that it is cut by

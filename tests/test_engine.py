@@ -21,12 +21,12 @@ from models import catalog, manifest, network, store
 from models.engine.engine import Engine
 from models.engine.grammar import Grammars
 from models.engine.sampler import forbid
-from models.engine.schema import Schema
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.engine.speculation import Utility
 from models.failure import Failure
 from models.nf4.matrix import dense
 from models.runtime import stop_ids
+from models.schema.dialect import Schema
 from models.template import Template, Turn
 from tests.conftest import EXAMPLES
 

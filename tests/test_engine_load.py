@@ -18,12 +18,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from models import catalog, store
 from models.engine.cache import BLOCK
 from models.engine.engine import Engine
-from models.engine.schema import Schema
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.failure import Failure
 from models.prompt import Prompts, Ticket
 from models.receipt import Receipts
 from models.runtime import stop_ids
+from models.schema.dialect import Schema
 from serving.protocol import Prompt
 from tests.test_closing import schema_of
 

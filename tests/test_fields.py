@@ -1,12 +1,12 @@
-"""models/engine/fields.py: which strings are copy-only, wherever the schema says so; and where it cannot say so."""
+"""models/schema/fields.py: which strings are copy-only, wherever the schema says so; and where it cannot say so."""
 
 from typing import Any
 
 import pytest
 
-from models.engine.fields import Fields, fields
-from models.engine.schema import Schema
 from models.failure import Failure
+from models.schema.dialect import Schema
+from models.schema.fields import Fields, fields
 
 TEXT = {"type": "string"}
 COPY = {"type": "string", "x-verbatim": True}

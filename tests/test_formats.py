@@ -1,4 +1,4 @@
-"""models/engine/formats.py: formats as patterns, held against Python's own readers and a second validator."""
+"""models/schema/formats.py: formats as patterns, held against Python's own readers and a second validator."""
 
 import re
 from datetime import date, datetime, time
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from models.engine.formats import PATTERNS
+from models.schema.formats import PATTERNS
 
 CHECKER = Draft202012Validator.FORMAT_CHECKER
 # What we are stricter about than these two are both able to tell.

@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerFast
 from models import store
 from models.engine.grammar import Grammars
 from models.engine.matcher import Matcher
-from models.engine.patterns import portable
 from models.engine.sampler import forbid
 from models.failure import Failure
 from models.runtime import stop_ids
+from models.schema.patterns import portable
 from tests.conftest import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")

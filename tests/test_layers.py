@@ -24,6 +24,7 @@ FLOORS = {
     "models.likeness": 1,
     "models.printed": 1,
     "models.rules": 1,
+    "models.schema": 1,
     "models.windows": 1,
     "models.nf4": 2,
     "models.loading": 2,

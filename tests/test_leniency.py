@@ -7,10 +7,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from models.engine.schema import admit
 from models.failure import Failure
 from models.leniency import NAMED, name_some, relax, settle
 from models.question import compact
+from models.schema.admitted import admit
 from tests.conftest import EXAMPLES
 
 ITEM = {

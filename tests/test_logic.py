@@ -1,4 +1,4 @@
-"""models/engine/reader.py, logic.py and writer.py: another schema that says the same, held against a validator."""
+"""models/schema/reader.py, logic.py and writer.py: another schema that says the same, held against a validator."""
 
 import json
 from typing import Any
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.engine.schema import Admitted, admit
-from models.engine.writer import Writer
 from models.failure import Failure
+from models.schema.admitted import Admitted, admit
+from models.schema.writer import Writer
 
 Schema = dict[str, Any]
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"

@@ -1,4 +1,4 @@
-"""models/engine/patterns.py: patterns of ECMA-262 for an engine of Rust's kind, held against Python's and Rust's."""
+"""models/schema/patterns.py: patterns of ECMA-262 for an engine of Rust's kind, held against Python's and Rust's."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.engine.patterns import bounded, ended, literal, other_than, portable
+from models.schema.patterns import bounded, ended, literal, other_than, portable
 
 ODD = "\t\n\v\r \x1c\x85\u00a0\u2028\ufeffaZ_09\u0663é\u0301-[]&^.\\/"  # where dialects differ, and signs of patterns
 PIECES = [

@@ -84,12 +84,14 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_the_tree_names_every_module_and_nothing_else() -> None:
     (tree,) = blocks("text")
     modules = {path.name for part in ("serving", "models") for path in (ROOT / part).rglob("*.py")} - {"__init__.py"}
-    engine = {path.stem for path in (ROOT / "models" / "engine").glob("*.py")} - {"__init__"}
     listed = set(re.findall(r"\w+\.py", tree))
-    assert listed >= modules - {f"{name}.py" for name in engine}
     assert all(list(ROOT.rglob(name)) for name in listed)
-    line = tree[tree.index("  engine/") : tree.index("  template.py")]
-    assert set(re.findall(r"\w+", line.split(":")[1])) == engine
+    for room, following in (("engine", "schema/"), ("schema", "template.py")):
+        inside = {path.stem for path in (ROOT / "models" / room).glob("*.py")} - {"__init__"}
+        line = tree[tree.index(f"  {room}/") : tree.index(f"  {following}")]
+        assert set(re.findall(r"\w+", line.split(":")[1])) == inside
+        modules -= {f"{name}.py" for name in inside}
+    assert listed >= modules
 
 
 def test_the_table_of_variables_is_that_of_the_settings() -> None:

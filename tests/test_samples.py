@@ -1,12 +1,12 @@
-"""models/engine/samples.py: what a pattern takes, by the engine that judges answers."""
+"""models/schema/samples.py: what a pattern takes, by the engine that judges answers."""
 
 import jsonschema_rs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.engine.patterns import bounded, portable
-from models.engine.samples import LONGEST, MOST, sample_of, samples
+from models.schema.patterns import bounded, portable
+from models.schema.samples import LONGEST, MOST, sample_of, samples
 from tests.test_patterns import patterns
 
 

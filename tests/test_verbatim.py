@@ -19,17 +19,17 @@ from transformers import PreTrainedTokenizerFast
 from models import catalog, manifest, store
 from models.engine.closing import Closer, Guard
 from models.engine.engine import Engine
-from models.engine.fields import fields
 from models.engine.follower import Follower
 from models.engine.grammar import Grammars, Masks
 from models.engine.matcher import Matcher
 from models.engine.scheduler import Piece
-from models.engine.schema import Schema
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.engine.substrings import Substrings, Vocabulary, vocabulary_of
 from models.engine.verbatim import Verbatim
 from models.failure import Failure
 from models.runtime import stop_ids
+from models.schema.dialect import Schema
+from models.schema.fields import fields
 from models.template import Template, Turn
 
 pytestmark = pytest.mark.usefixtures("one_thread")

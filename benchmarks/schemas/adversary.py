@@ -16,9 +16,9 @@ from benchmarks.card import rig
 from models import audit, catalog, source
 from models.engine.engine import Engine
 from models.engine.grammar import Grammar, Grammars
-from models.engine.schema import Schema
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.failure import Failure
+from models.schema.dialect import Schema
 from models.template import Template, Turn
 
 PIECES = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.engine.dialect import Schema
+from models.schema.dialect import Schema
 
 DIALECTS = {
     "draft2020-12": "https://json-schema.org/draft/2020-12/schema",

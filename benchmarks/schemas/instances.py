@@ -9,12 +9,12 @@ from typing import Any
 
 from benchmarks.schemas.cases import Case
 from benchmarks.schemas.spelling import Speller
-from models.engine.dialect import KEYWORDS, Schema, parts
 from models.engine.grammar import Grammar, Grammars
-from models.engine.keywords import is_plain
-from models.engine.schema import Admitted, admit
-from models.engine.writer import Writer
 from models.failure import Failure
+from models.schema.admitted import Admitted, admit
+from models.schema.dialect import KEYWORDS, Schema, parts
+from models.schema.keywords import is_plain
+from models.schema.writer import Writer
 
 RIGHT, LET_THROUGH, UNEXPLAINED = "right", "invalid, let through", "valid, blocked for no known reason"
 # Why a valid instance may be blocked, each with how the schema is without that.

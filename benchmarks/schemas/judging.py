@@ -4,7 +4,7 @@ import multiprocessing as mp
 from multiprocessing.connection import Connection
 from typing import Any
 
-from models.engine.dialect import Schema
+from models.schema.dialect import Schema
 
 SECONDS = 10.0  # for one schema with all its values
 

@@ -11,9 +11,9 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from models.engine.fields import Fields, Site
 from models.engine.place import QUOTE, START, Place
 from models.engine.substrings import ESCAPED, INSIDE, OPENING, Match, Substrings
+from models.schema.fields import Fields, Site
 
 BEFORE_VALUES = b"[:,"
 

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from models.engine.closing import Closer, Guard
-from models.engine.fields import Fields, fields
 from models.engine.follower import Follower
 from models.engine.matcher import Matcher
-from models.engine.samples import samples
 from models.engine.scheduler import Piece
-from models.engine.schema import Schema, admit, dump, judge, refusal
 from models.engine.search import Samples
 from models.engine.substrings import Substrings, vocabulary_of
 from models.engine.verbatim import Verbatim
-from models.engine.writer import Bounds
+from models.schema.admitted import admit, dump, judge, refusal
+from models.schema.dialect import Schema
+from models.schema.fields import Fields, fields
+from models.schema.samples import samples
+from models.schema.writer import Bounds
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

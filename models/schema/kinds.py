@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from models.engine.dialect import Node, Schema
+from models.schema.dialect import Node, Schema
 
 NUMBERS = {"integer", "fraction"}  # a number is the one or the other
 KINDS = {"null", "boolean", "object", "array", "string"} | NUMBERS

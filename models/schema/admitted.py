@@ -12,14 +12,13 @@ from typing import Any
 
 import jsonschema_rs
 
-from models.engine.blame import Blame
-from models.engine.bounds import LARGEST, limits_for, nodes_of, places
-from models.engine.dialect import KEYWORDS, Node, Refs, children, escape, is_near_miss, moves, parts
-from models.engine.dialect import Schema as Schema
-from models.engine.logic import Logic
-from models.engine.reader import LATEST, Reader
-from models.engine.writer import Bounds, Writer
 from models.failure import Failure
+from models.schema.blame import Blame
+from models.schema.bounds import LARGEST, limits_for, nodes_of, places
+from models.schema.dialect import KEYWORDS, Node, Refs, Schema, children, escape, is_near_miss, moves, parts
+from models.schema.logic import Logic
+from models.schema.reader import LATEST, Reader
+from models.schema.writer import Bounds, Writer
 
 Fault = tuple[str, str]  # a keyword and its pointer
 DIALECTS = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from models.engine.dialect import LISTS, MAPS, NUMBERS, SINGLE, Node, Schema
+from models.schema.dialect import LISTS, MAPS, NUMBERS, SINGLE, Node, Schema
 
 DECIMALS = 9
 WHOLE = 10**15 - 1

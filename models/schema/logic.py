@@ -7,9 +7,9 @@ all. Knows schemas as reader.py leaves them, nothing of what enforces them.
 from collections.abc import Callable
 from typing import Any
 
-from models.engine.dialect import LISTS, MAPS, SINGLE, Node, Schema
-from models.engine.kinds import Kinds
-from models.engine.opposites import Opposites, all_of, any_of
+from models.schema.dialect import LISTS, MAPS, SINGLE, Node, Schema
+from models.schema.kinds import Kinds
+from models.schema.opposites import Opposites, all_of, any_of
 
 MOST = 64  # ways that one branch of a oneOf may split into
 

@@ -1,4 +1,4 @@
-"""models/engine/schema.py: what is admitted, what is refused by keyword and pointer, what would cost too much."""
+"""models/schema/admitted.py: what is admitted, what is refused by keyword and pointer, what would cost too much."""
 
 import json
 import re
@@ -7,7 +7,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from models.engine.schema import (
+from models.failure import Failure
+from models.schema.admitted import (
     MAX_BYTES,
     MAX_DIVISOR,
     MAX_PATTERNS,
@@ -17,7 +18,6 @@ from models.engine.schema import (
     dump,
     judge,
 )
-from models.failure import Failure
 
 Schema = dict[str, Any]
 STRING = {"type": "string"}

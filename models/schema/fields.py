@@ -9,8 +9,8 @@ from typing import Any
 
 import jsonschema_rs
 
-from models.engine.dialect import Refs, Schema, children, escape
 from models.failure import Failure
+from models.schema.dialect import Refs, Schema, children, escape
 
 KEYWORD = "x-verbatim"
 Site = frozenset[str]  # pointers to all parts of the schema that may apply to one value

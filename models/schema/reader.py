@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import jsonschema_rs
 
-from models.engine.dialect import KEYWORDS, LISTS, MAPS, SINGLE, Node, Refs, Schema, escape, is_near_miss
-from models.engine.keywords import RULES, is_plain
+from models.schema.dialect import KEYWORDS, LISTS, MAPS, SINGLE, Node, Refs, Schema, escape, is_near_miss
+from models.schema.keywords import RULES, is_plain
 
 LATEST = "https://json-schema.org/draft/2020-12/schema"
 WHOLE = "http://schema.invalid/whole"

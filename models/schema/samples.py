@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from models.engine.patterns import TOKEN
+from models.schema.patterns import TOKEN
 
 MOST = 64  # of one schema
 LONGEST = 400  # characters

@@ -6,11 +6,11 @@ Knows schemas as logic.py leaves them; nothing of what they were before.
 import json
 from collections.abc import Iterable, Iterator
 
-from models.engine.bounds import Limits
-from models.engine.dialect import LISTS, MAPS, NUMBERS, SINGLE, Node, Schema
-from models.engine.kinds import NUMBERS as NUMERIC
-from models.engine.kinds import Kinds
-from models.engine.patterns import bounded, ended, other_than
+from models.schema.bounds import Limits
+from models.schema.dialect import LISTS, MAPS, NUMBERS, SINGLE, Node, Schema
+from models.schema.kinds import NUMBERS as NUMERIC
+from models.schema.kinds import Kinds
+from models.schema.patterns import bounded, ended, other_than
 
 Bounds = dict[str, int | bool]
 IN_PLACE = {"allOf", "anyOf", "$ref"}

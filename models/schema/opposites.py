@@ -5,9 +5,9 @@ Knows schemas as reader.py leaves them.
 
 from typing import Any, NamedTuple
 
-from models.engine.dialect import Node, Schema
-from models.engine.kinds import KINDS, NUMBERS, Kinds, kind_of, kinds_of, property_of
-from models.engine.patterns import other_than
+from models.schema.dialect import Node, Schema
+from models.schema.kinds import KINDS, NUMBERS, Kinds, kind_of, kinds_of, property_of
+from models.schema.patterns import other_than
 
 LIMITS = {
     "minimum": "exclusiveMaximum",

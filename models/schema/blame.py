@@ -8,7 +8,7 @@ from copy import deepcopy
 from time import thread_time
 from typing import Any
 
-from models.engine.dialect import KEYWORDS, LISTS, MAPS, SINGLE, Node, Refs, Schema
+from models.schema.dialect import KEYWORDS, LISTS, MAPS, SINGLE, Node, Refs, Schema
 
 LAST = {"type", "required"}
 HOLDERS = MAPS | LISTS | SINGLE | {"items", "$ref"}

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from models.engine.dialect import COUNTS, IN_PLACE, Node, Schema, escape
-from models.engine.formats import FREE, INTEGERS, PATTERNS
-from models.engine.patterns import portable
+from models.schema.dialect import COUNTS, IN_PLACE, Node, Schema, escape
+from models.schema.formats import FREE, INTEGERS, PATTERNS
+from models.schema.patterns import portable
 
 if TYPE_CHECKING:
-    from models.engine.reader import Reader
+    from models.schema.reader import Reader
 
 SAFE = 2**53 - 1  # beyond it one integer may be taken for another
 MOST = 10**6  # characters, items or properties that a schema may ask for at least

@@ -1,0 +1,1 @@
+"""JSON Schema as callers write it, put as llguidance enforces it, or refused by keyword. Knows no tokens."""
