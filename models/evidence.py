@@ -6,7 +6,7 @@ Evidence says that a value stands there, not that the place is the right one of 
 """
 
 import re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +136,8 @@ def locate(document: Document, answer: Any, names: Mapping[str, Sequence[str]] |
         labels = [_label(path), *(names or {}).get(_pointer(path), ())]
         if found[index]:
             chosen[index] = _choose(document, found[index], labels, near[row])
-            near[row] += [chosen[index].start] if row else []
+            if row:
+                insort(near[row], chosen[index].start)
     return [
         document.evidence(_pointer(path), value, chosen.get(index), len(found[index]))
         for index, (path, value) in enumerate(scalars)
@@ -147,12 +148,15 @@ def _choose(document: Document, places: Sequence[Place], labels: Sequence[str], 
     if len(places) == 1:
         return places[0]
     found = [words for label in labels if (words := document.label(label))]
+    sums = [0, *accumulate(near)]  # a row may have thousands of values, and each thousands of places
 
     def far(place: Place) -> tuple[float, float, int]:
         """From what is chosen of the row; from the words of a label, on average."""
         span = document.span(place.start, place.end)
         label = min((sum(_reach(word, span) for word in words) / len(words) for words in found), default=0)
-        return sum(abs(place.start - other) for other in near), label, place.start
+        left = bisect_left(near, place.start)
+        row = sums[-1] - 2 * sums[left] + (2 * left - len(near)) * place.start
+        return row, label, place.start
 
     return min(places, key=far)
 

@@ -4,17 +4,17 @@ theirs. A ticket like any other; what asks, counts and closes is given by models
 A window is asked what the caller has asked, but less strictly (models/leniency.py), as it need not hold every value:
 evidence, rules and what the schema wants are for the merged answer to keep. A value that no window has is null, or left
 out where null is not allowed; where that is not either, the answer is an error: nothing is invented to fill its place.
-Where windows contradict each other it is an error too, unless the caller wants a report: nobody looks for conflicts in
-the metadata of an answer that was called a success.
-
-Labels: the windows' log-probabilities are averaged by the letters in each window, and the shares made to sum to 1. That
-windows taken alone would have decided otherwise is reported as a conflict, but no error: the probability says it too.
+Where windows contradict each other, or leave open whether they mean one thing or two, it is an error too, unless the
+caller wants a report: nobody looks for conflicts in the metadata of an answer that was called a success.
+Of labels see models/pooling.py.
 """
 
 import asyncio
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, Protocol
@@ -23,13 +23,13 @@ from models.evidence import Evidence
 from models.failure import Failure
 from models.leniency import name_some, relax, settle
 from models.merging import merge
+from models.pooling import decide
 from models.question import Answer, Question, compact, find_document, replace_document
 from models.sightings import Reading
 from models.windows import Piece, Window, split
 
 NOTE = "The document is one part of a longer one. Say null for what this part does not hold. "
-TINY = 1e-300  # for a probability of 0, which has no logarithm
-Shares = dict[str, float]
+SPLITTERS = ThreadPoolExecutor(1, "split")  # seconds each: short answers, closed in other threads, must not wait for it
 
 
 class Ticket(Protocol):
@@ -56,18 +56,19 @@ class Inquiry:
         ask: Callable[[Question], Ticket],
         close: Callable[[Answer], Answer],
         on_conflict: Literal["error", "report"] = "error",
+        deadline: float = math.inf,
     ) -> None:
         """`room`: tokens that a prompt may have; `measure` counts those of a question, `ask` submits it, `close` judges
-        the merged answer. They may raise Failure, and are called from threads, one at a time."""
+        the merged answer; they may raise Failure, and are called from threads. `deadline` is on the monotonic clock."""
         document = find_document(question.prompt, question.context)
         assert document is not None
         self._question, self._document, self._room = question, document, room
         # Pieces are of the caller's own strings, and be that the prompt.
         self._pages = (question.prompt,) if document.shift else document.pages
         self._note = NOTE if question.labels is None else ""
-        self._schema = question.json_schema and relax(question.json_schema)
+        self.schema = question.json_schema and relax(question.json_schema)
         self._measure, self._ask, self._close = measure, ask, close
-        self._on_conflict = on_conflict
+        self._on_conflict, self._deadline = on_conflict, deadline
         self._tickets: list[Ticket] = []
         self._gone = False
 
@@ -80,7 +81,7 @@ class Inquiry:
         """Split, ask, wait, merge and close; raises Failure. Afterwards no window is on its way, come what may."""
         tasks: list[asyncio.Task[Answer]] = []
         try:
-            windows = await asyncio.to_thread(self._split)
+            windows = await asyncio.get_running_loop().run_in_executor(SPLITTERS, self._split)
             for window in windows:
                 ticket = await self._submit(self.part(window.pieces), tasks)
                 tasks.append(asyncio.create_task(ticket.answer()))
@@ -111,13 +112,15 @@ class Inquiry:
         pages.numbers = [piece.page + 1 for piece in pieces] or [1]
         part.prompt, part.context = replace_document(part.prompt, part.context, pages)
         part.prompt = self._note + part.prompt
-        part.json_schema = self._schema
+        part.json_schema = self.schema
         part.require_evidence, part.abstain_below = False, None
         return part
 
     def _check(self) -> None:
         if self._gone:
             raise asyncio.CancelledError
+        if time.monotonic() > self._deadline:
+            raise Failure("deadline_exceeded", "the document was not read in time")
 
     async def _submit(self, part: Question, tasks: Sequence[asyncio.Task[Answer]]) -> Ticket:
         """Where the queue is full, and of our own windows too, one of them must be answered first."""
@@ -161,10 +164,11 @@ class Inquiry:
             for window, answer in zip(windows, answers, strict=True)
         ]
         merged = merge(readings, self._pages)
-        if merged.conflicts and self._on_conflict == "error":
-            named = name_some(merged.conflicts)
+        if self._on_conflict == "error" and (left := [*merged.conflicts, *merged.uncertain]):
+            named = name_some(left, self._question.json_schema or {})
             raise Failure(
-                "windows_conflict", f'parts of the document differ about {named}; on_conflict "report" shows how'
+                "windows_conflict",
+                f'parts of the document differ about {named}, or may say it twice; on_conflict "report" shows it',
             )
         for pointer in settle(merged.value, self._question.json_schema or {}):
             del merged.origin[pointer]
@@ -195,50 +199,7 @@ class Inquiry:
         return {"count": len(windows), "pieces": pieces}
 
     def _decide(self, windows: list[Window], answers: list[Answer]) -> tuple[str, dict[str, Any]]:
-        """The label that the windows together make the most probable."""
-        told: list[Shares] = [json.loads(answer.output)["probabilities"] for answer in answers]
+        """The label that the windows together make the most probable; a window counts by its letters."""
         texts = ("".join(piece.text(self._pages) for piece in window.pieces) for window in windows)
-        weights = [len("".join(text.split())) or 1 for text in texts]
-        shares = pool(told, weights)
-        best = max(shares, key=shares.__getitem__)
-        labels = agreed([answer.detail.get("labels", {}) for answer in answers])
-        least = (
-            labels.get("abstain_below", 0.0) if self._question.abstain_below is None else self._question.abstain_below
-        )
-        abstained = shares[best] < least
-        none = self._question.none_of_these and best == list(shares)[-1]
-        output = {
-            "label": None if abstained or none else best,
-            "probability": shares[best],
-            "probabilities": shares,
-            "abstained": abstained,
-        }
-        tops = [max(each, key=each.__getitem__) for each in told]
-        candidates = [{"value": top, "window": at, "probability": told[at][top]} for at, top in enumerate(tops)]
-        conflicts = [{"pointer": "/label", "candidates": candidates}] if set(tops) != {best} else []
-        if "scores" in answers[0].detail.get("labels", {}):
-            labels["scores"] = mean([answer.detail["labels"]["scores"] for answer in answers], weights)
-        detail = {"labels": labels, "windows": self._places(windows) | {"conflicts": conflicts}}
-        return json.dumps(output, ensure_ascii=False), detail
-
-
-def agreed(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is the same in all."""
-    return {name: value for name, value in told[0].items() if all(each.get(name) == value for each in told)}
-
-
-def pool(shares: Sequence[Shares], weights: Sequence[float]) -> Shares:
-    """Probabilities from several, by the weighted mean of their logarithms."""
-    logs = mean([{name: math.log(max(share, TINY)) for name, share in each.items()} for each in shares], weights)
-    most = max(logs.values())
-    raised = {name: math.exp(log - most) for name, log in logs.items()}
-    return {name: share / math.fsum(raised.values()) for name, share in raised.items()}
-
-
-def mean(values: Sequence[Shares], weights: Sequence[float]) -> Shares:
-    """The weighted mean by name; all have the same names."""
-    total = math.fsum(weights)
-    return {
-        name: math.fsum(each[name] * weight for each, weight in zip(values, weights, strict=True)) / total
-        for name in values[0]
-    }
+        output, labels, conflicts = decide(self._question, answers, [len("".join(text.split())) or 1 for text in texts])
+        return output, {"labels": labels, "windows": self._places(windows) | {"conflicts": conflicts}}

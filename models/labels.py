@@ -117,8 +117,8 @@ class Labels:
         """Render, tokenise and submit; `deadline` is on the monotonic clock. Raises Failure."""
         names, task = names_of(question), self._task(question)
         tree = self.tree(names)
-        stem = self._stem(render(question.prompt, question.context, task))
         longest, room = max(map(len, tree.labels)), self._model.context_length
+        stem = self._stem(render(question.prompt, question.context, task), room)
         if len(stem) + longest > room:
             raise Failure(
                 "context_length_exceeded",
@@ -153,8 +153,8 @@ class Labels:
         lines = [f"- {each.label}" + (f": {each.description}" if each.description else "") for each in choices]
         return ["Answer with one of these labels and nothing else:\n" + "\n".join(lines)]
 
-    def _stem(self, text: str) -> list[int]:
-        return self._template.encode([Turn("user", text)])
+    def _stem(self, text: str, most: int | None = None) -> list[int]:
+        return self._template.encode([Turn("user", text)], most)
 
     def _emptied(self, question: Question, task: list[str]) -> list[str]:
         """The same prompt with documents that say nothing; none where there is no document."""

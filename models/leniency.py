@@ -4,16 +4,19 @@ Knows nothing of windows.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import Any
 
+import jsonschema_rs
 from jsonschema_rs import ValidationErrorKind
 
 from models.audit import validator
 from models.failure import Failure
 from models.question import compact
-from models.schema.dialect import LISTS, MAPS, SINGLE, Schema, escape
+from models.schema.admitted import refusal
+from models.schema.bounds import nodes_of
+from models.schema.dialect import LISTS, MAPS, SINGLE, Schema, escape, parts
 
 JUDGED = {"x-check", "x-evidence"}  # said of the whole answer
 STRICT = {"minItems", "minProperties", "contains", "minContains"}
@@ -26,8 +29,12 @@ NAMED = 5  # pointers named in a refusal
 def relax(schema: Schema) -> Schema:
     """What allows null for every property and fewer elements, but in CLOSED; rules and demands for evidence left out.
 
-    Where a $ref leads through properties, that would lead it astray: then only the latter.
+    Where a $ref leads through properties, that would lead it astray: then only the latter. Failure where an element
+    means something by its place, as parts of a document do not say which.
     """
+    for pointer, node in parts(schema):
+        if key := next((key for key in ("prefixItems", "items") if isinstance(node.get(key), list)), ""):
+            raise refusal([(key, f"{pointer}/{key}")], "parts of a long document cannot be asked for it")
     relaxed: Schema = _relaxed(schema, REF_THROUGH.search(compact(schema)) is None)
     return relaxed
 
@@ -66,7 +73,7 @@ def settle(value: Any, schema: Schema) -> set[str]:
     """
     judge, gone = validator(schema), set[str]()
     while taken := {
-        pointer for error in list(judge.iter_errors(value)) if (pointer := _take(value, error.instance_path))
+        pointer for error in list(judge.iter_errors(value)) for path in _paths(error) if (pointer := _take(value, path))
     }:
         gone |= taken
     wanted = {
@@ -75,14 +82,27 @@ def settle(value: Any, schema: Schema) -> set[str]:
         if isinstance(error.kind, ValidationErrorKind.Required)
     }
     if missing := sorted(gone & wanted):
-        raise Failure("answer_invalid", f"no part of the document has what the schema wants at {name_some(missing)}")
+        named = name_some(missing, schema)
+        raise Failure("answer_invalid", f"no part of the document has what the schema wants at {named}")
     return gone
 
 
-def name_some(pointers: Collection[str]) -> str:
-    """The first few of them, for a refusal."""
-    more = f" and {len(pointers) - NAMED} more" if len(pointers) > NAMED else ""
-    return ", ".join(pointer[:100] for pointer in islice(pointers, NAMED)) + more
+def name_some(pointers: Collection[str], schema: Schema) -> str:
+    """The first few of them, for a refusal; a step that is no property's name in the schema may be the document's."""
+    ours = {escape(name) for node in nodes_of(schema) for name in node.get("properties", ())}
+    shown = dict.fromkeys(
+        "/".join(step if step in ours or not step else "*" for step in pointer.split("/")) for pointer in pointers
+    )
+    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+    return ", ".join(pointer[:100] for pointer in islice(shown, NAMED)) + more
+
+
+def _paths(error: jsonschema_rs.ValidationError) -> Iterator[list[str | int]]:
+    """Where an error is, and in each of the forms of which none fits."""
+    yield error.instance_path
+    for form in getattr(error.kind, "context", ()):
+        for inner in form:
+            yield from _paths(inner)
 
 
 def _take(value: Any, path: list[str | int]) -> str:

@@ -85,8 +85,10 @@ def _pair_equal(
         if theirs and mine:
             within = [bounds[value] for value in sightings.values(after[mine[0]]) if value in bounds]
             most = max(0, min(len(theirs), len(mine), *(bound.most for bound in within)))
+            both = min((bound.both for bound in within), default=0)
             outside = [min((bound.outside[side] for bound in within), default=0) for side in (0, 1)]
-            least = min(most, max(0, len(theirs) - outside[0], len(mine) - outside[1]))
+            inside = [max(0, len(each) - out) for each, out in zip((theirs, mine), outside, strict=True)]
+            least = min(most, max(0, sum(inside) - both))
             one, two = sightings.likeness(before[theirs[-1]], after[mine[0]])
             count = most if one > two else least
             found.pairs |= dict(zip(mine[:count], theirs[len(theirs) - count :], strict=True))

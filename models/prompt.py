@@ -84,6 +84,7 @@ class Prompts:
         """`calibrations`: the folder of those in force."""
         self._model = model
         self._engine = engine
+        self._room = min(model.context_length, engine.cache.budget)  # tokens, of a prompt and its answer
         self._receipts = receipts
         self._template = Template(tokenizer, model.markers, model.alternates)
         self._grammars = Grammars(tokenizer, engine.vocabulary, stops)
@@ -96,17 +97,19 @@ class Prompts:
         try:
             return self._ask(question, deadline)
         except Failure as refused:
-            if refused.code != "context_length_exceeded" or not is_divisible(question):
+            least = question.max_new_tokens or 1
+            if refused.code != "context_length_exceeded" or not is_divisible(question) or least >= self._room:
                 raise
         return self._inquire(question, deadline)
 
     def _ask(self, question: Question, deadline: float) -> Ticket | Decision:
         if question.labels is not None:
             return self._labels.ask(question, deadline)
-        ids = self._encode(question)
+        ids = self._encode(question, self._model.context_length)
         asked = self._read(question, len(ids))
         sequence = Sequence(ids, asked.sampling, deadline=deadline, lane=question.lane)
         if asked.grammar is not None:
+            sequence.keyword = asked.grammar.keyword
             sequence.matcher, sequence.guard = self._start(asked.grammar, asked.demand)
             if (shortest := len(sequence.guard.plan or ())) > asked.sampling.max_new_tokens:
                 raise Failure(
@@ -117,23 +120,27 @@ class Prompts:
         return Ticket(self, asked, sequence.future)
 
     def _inquire(self, question: Question, deadline: float) -> Inquiry:
-        """The caller's own demands are for the merged answer to keep."""
+        """The caller's own demands are for the merged answer to keep; what parts cannot be asked is refused at once."""
         question = copy(question)
         asked = self._read(question, 0)
         question.seed = asked.sampling.seed  # drawn once, for all windows
         answer_tokens = 1 if question.labels is not None else asked.sampling.max_new_tokens
-        return Inquiry(
+        inquiry = Inquiry(
             question,
-            min(self._model.context_length, self._engine.cache.budget) - answer_tokens,
+            self._room - answer_tokens,
             self._labels.count if question.labels is not None else lambda part: len(self._encode(part)),
             lambda part: self._ask(part, deadline),
             lambda answer: self._close_windows(answer, asked),
             question.on_conflict,
+            deadline,
         )
+        if inquiry.schema:
+            self._grammars.compile(inquiry.schema)
+        return inquiry
 
-    def _encode(self, question: Question) -> list[int]:
+    def _encode(self, question: Question, most: int | None = None) -> list[int]:
         text = render(question.prompt, question.context, task(answer_schema(question)))
-        return self._template.encode([Turn("user", text)])
+        return self._template.encode([Turn("user", text)], most)
 
     def _read(self, question: Question, prompt_tokens: int) -> Asked:
         """What is refused whatever the model would say is refused here."""
@@ -208,7 +215,10 @@ class Prompts:
         """The merged answer, if it is what was asked for; else Failure."""
         if asked.demand is None:
             return replace(answer, detail=answer.detail | self._judge(answer.output, asked))
-        found = [Evidence(**told) for told in answer.detail["evidence"]]
+        # A window has counted only the places that it shows.
+        whole = {each.pointer: each.candidates for each in audit.trace(json.loads(answer.output), asked.demand)}
+        told = answer.detail["evidence"]
+        found = [Evidence(**each | {"candidates": max(each["candidates"], whole[each["pointer"]])}) for each in told]
         detail = answer.detail | self._judge(answer.output, asked, found)
         raw = {pointer: share["raw"] for pointer, share in answer.detail["confidence"].items()}
         return replace(answer, detail=detail | {"confidence": self._calibrate(raw, detail)})

@@ -105,6 +105,7 @@ def made_with(loaded: store.Loaded, item: Path, engine: Engine) -> dict[str, Any
         "weights": hashlib.sha256((item / manifest.FILE).read_bytes()).hexdigest(),
         "template": hashlib.sha256(template.encode()).hexdigest(),
         "computed": f"{engine.forward.name} on {engine.device}",
+        "context": min(loaded.network.config.max_position_embeddings, engine.cache.budget),  # where documents are split
         "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes", "llguidance")},
     }
 

@@ -75,14 +75,16 @@ Value = tuple[str, Any]  # a leaf's pointer, and what equal values there have in
 
 
 class Bound(NamedTuple):
-    """How many elements with some value are in both arrays; at how many places that it stands in each outside that."""
+    """How many elements with some value are in both arrays; at how many places it stands that both windows show, and
+    at how many outside that in each."""
 
     least: int
     most: int
+    both: int
     outside: tuple[int, int]
 
     def less(self, used: int) -> "Bound":
-        return Bound(self.least - used, self.most - used, self.outside)
+        return Bound(self.least - used, self.most - used, self.both - used, self.outside)
 
 
 class Sightings:
@@ -207,8 +209,10 @@ class Sightings:
     def _bound(self, window: int, mine: list[Leaf], theirs: list[Leaf]) -> Bound:
         both = self._both(window, mine, theirs)
         outside = [leaves[0].candidates - both if leaves else 0 for leaves in (mine, theirs)]
-        least = max(0, len(mine) - outside[0], len(theirs) - outside[1])
-        return Bound(least, min(len(mine), len(theirs), both), (outside[0], outside[1]))
+        inside = [max(0, len(each) - out) for each, out in zip((mine, theirs), outside, strict=True)]
+        # Where both name it they may still mean two places, unless there is none for both.
+        least = max(0, sum(inside) - both) if mine and theirs else max(inside)
+        return Bound(least, min(len(mine), len(theirs), both), both, (outside[0], outside[1]))
 
     def _both(self, window: int, mine: list[Leaf], theirs: list[Leaf]) -> int:
         """At how many places that a window and the next one show a value stands."""

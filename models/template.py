@@ -54,12 +54,19 @@ class Template:
         self._shown = lru_cache(64)(self._show)
         self._skeleton = lru_cache(64)(self._render)
         self._skeleton(("user",))
+        self._longest = max(map(len, tokenizer.get_vocab()))  # characters of a token; of bytes it has as many at least
 
-    def encode(self, turns: Sequence[Turn]) -> list[int]:
-        """Ids of the whole prompt, up to where the assistant is to speak; Failure if this is no conversation.
+    def encode(self, turns: Sequence[Turn], most: int | None = None) -> list[int]:
+        """Ids of the whole prompt, up to where the assistant is to speak; Failure if this is no conversation, and where
+        it has so many characters that it must have more than `most` tokens: that takes no look at them.
 
         One loss is the tokenizer's: SentencePiece writes a blank as U+2581, so it cannot tell that one from a blank.
         """
+        if most is not None and (length := sum(len(turn.text) for turn in turns)) > most * self._longest:
+            told = (
+                f"the prompt has {length} characters; the model's context is {most} tokens of at most {self._longest}"
+            )
+            raise Failure("context_length_exceeded", told)
         turns = fold(turns) if self._alternates else turns
         ids: list[int] = []
         plain = ""  # between two control tokens all text is tokenised as one, as the tokenizer itself would do

@@ -1,13 +1,14 @@
 """models/schema/formats.py: formats as patterns, held against Python's own readers and a second validator."""
 
 import re
+from base64 import b64decode, b64encode, urlsafe_b64encode
 from datetime import date, datetime, time
 from ipaddress import IPv4Address, IPv6Address
 from uuid import UUID
 
 import jsonschema_rs
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -19,27 +20,53 @@ TOLD = ["date", "time", "date-time", "duration", "email", "hostname", "ipv4", "i
 TOLD += ["iri", "iri-reference", "json-pointer", "relative-json-pointer", "uri-template"]
 
 
+# Signs of every sort, and few enough to be quick.
+SIGNS = "".join(map(chr, range(32, 127))) + "\u00e9\ud7ff\U00010000"
+
+
 def fits(name: str, text: str) -> bool:
     pattern, longest = PATTERNS[name]
     return re.search(pattern[:-1] + r"\Z", text) is not None and (longest is None or len(text) <= longest)
+
+
+def fitting(name: str) -> st.SearchStrategy[str]:
+    if name.startswith("iri"):  # whose classes are too large to be drawn from
+        return fitting(name.replace("iri", "uri")).map(lambda text: text.replace("~", "\u00e9\U00010000"))
+    return st.from_regex(PATTERNS[name][0], fullmatch=True, alphabet=SIGNS)
 
 
 @pytest.mark.parametrize("name", TOLD)
 def test_whatever_fits_is_right_to_two_others(name: str) -> None:
     second = jsonschema_rs.validator_for({"format": name}, validate_formats=True)
 
-    @settings(max_examples=150, deadline=None)
-    @given(
-        text=st.from_regex(
-            PATTERNS[name][0].replace("$", r"\Z") if name == "date" else PATTERNS[name][0], fullmatch=True
-        )
-    )
-    def check(text: str) -> None:
-        if fits(name, text):
-            assert second.is_valid(text)
-            assert CHECKER.conforms(text, name)
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(text=fitting(name), at=st.integers(0, 60), other=st.sampled_from(["", *SIGNS]))
+    def check(text: str, at: int, other: str) -> None:
+        assert fits(name, text) or len(text) > (PATTERNS[name][1] or 0)
+        for near in (text, text[:at] + other + text[at:], text[:at] + other + text[at + 1 :]):
+            if fits(name, near):
+                assert second.is_valid(near)
+                assert CHECKER.conforms(near, name)
 
     check()
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), junk=st.text(SIGNS, max_size=5))
+def test_a_pattern_says_the_same_to_two_engines(name: str, data: st.DataObject, junk: str) -> None:
+    rust = jsonschema_rs.validator_for({"pattern": PATTERNS[name][0]}, pattern_options=jsonschema_rs.RegexOptions())
+    for text in (junk, data.draw(fitting(name))):
+        assert rust.is_valid(text) == (re.search(PATTERNS[name][0][:-1] + r"\Z", text) is not None)
+
+
+@given(data=st.binary(max_size=9), text=st.text("aZ9+/-_=", max_size=6))
+def test_bytes_as_text(data: bytes, text: str) -> None:
+    for name in ("byte", "base64"):
+        assert fits(name, b64encode(data).decode())
+        assert not fits(name, text) or b64decode(text, validate=True) is not None
+    for url in (urlsafe_b64encode(data).decode(), urlsafe_b64encode(data).decode().rstrip("=")):
+        assert fits("base64url", url)
 
 
 @given(day=st.dates(), at=st.times(), address=st.ip_addresses(), name=st.uuids())

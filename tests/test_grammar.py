@@ -25,6 +25,7 @@ from models import store
 from models.engine.grammar import Grammars
 from models.engine.matcher import Matcher
 from models.engine.sampler import forbid
+from models.engine.sequence import Sampling, Sequence
 from models.failure import Failure
 from models.runtime import stop_ids
 from models.schema.patterns import portable
@@ -225,6 +226,20 @@ def test_what_is_put_in_other_words_is_enforced(
 
     assert [fits(text) for text in right] == [True] * len(right)
     assert [fits(text) for text in wrong] == [False] * len(wrong)
+
+
+def test_a_grammar_that_breaks_down_on_the_way_names_a_keyword(grammars: Grammars) -> None:
+    ways = [{"type": "object", "properties": {"p": {"type": "integer"}}, "required": ["p"]}] * 4
+    compiled = grammars.compile({"allOf": [{"anyOf": ways}] * 6})
+    sequence = Sequence([1], Sampling(99), keyword=compiled.keyword)
+    sequence.matcher, sequence.guard = compiled.start()
+    with pytest.raises(Failure) as caught:
+        while True:
+            sequence.force(90, frozenset())
+            mask = allowed(sequence.matcher, 49_152)
+            sequence.take(mask[0] if mask else 5, frozenset())
+    assert caught.value.code == "schema_unsupported"
+    assert '"allOf" at /allOf' in caught.value.message
 
 
 def is_named(message: str) -> bool:
@@ -509,6 +524,12 @@ HOSTILE = {
     "many states": record(a={"type": "string", "pattern": "^.*a.{200}$"}),
     "conjunction of patterns": {"allOf": [{"type": "string", "pattern": f"a{number}"} for number in range(40)]},
     "many pattern properties": {"type": "object", "patternProperties": {f"^{n}a": STRING for n in range(1000)}},
+    "many branches": {"oneOf": [{}] * 3000},
+    "many constant branches": {"oneOf": [{"const": f"a{n}"} for n in range(2500)]},
+    "more branches than parts": {"oneOf": [{}] * 13_000},
+    "many places": {"prefixItems": [True] * 10_001},
+    "many ways": {"anyOf": [{}] * 10_001},
+    "tiny divisor": {"type": "number", "multipleOf": 5e-324},
     "large divisor": {"type": "integer", "multipleOf": 9_999_991},
     "divisors": {"allOf": [{"type": "integer", "multipleOf": number} for number in (101, 103, 107, 109)]},
     "doubling": {

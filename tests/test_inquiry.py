@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from models import audit
 from models.failure import Failure
-from models.inquiry import NOTE, Inquiry, pool
+from models.inquiry import NOTE, Inquiry
+from models.pooling import pool
 from models.question import Answer, Question, answer_schema, find_document, render
 from models.windows import MOST
 from serving.protocol import Prompt
@@ -190,6 +191,49 @@ def test_two_totals_are_an_error_or_reported(way: str) -> None:
     stand = [strings[each["page"] or 0][each["start"] : each["end"]] for each in conflict["candidates"]]
     assert stand == ["31.50", "45.70"]
     assert conflict["candidates"][0]["window"] == answer.detail["windows"]["from"]["/total"] == 0
+
+
+def test_a_conflict_does_not_tell_names_out_of_the_document() -> None:
+    def read(text: str) -> Any:
+        return {name: float(at) for name, at in re.findall(r"^(Ada \w+): (\d+\.\d\d)", text, re.MULTILINE)}
+
+    text = document((20, "Ada Lovelace: 31.50"), (377, "Ada Lovelace: 45.70"))
+    with pytest.raises(Failure, match=r"/\*") as refused:
+        run(ask(schema={"additionalProperties": {"type": "number"}}, context={"document": text}), read)
+    assert refused.value.code == "windows_conflict"
+    assert "Ada" not in refused.value.message
+
+
+def test_splitting_ends_with_the_deadline() -> None:
+    oracle = Oracle(total)
+    question = ask(schema=TOTAL, context={"document": document()})
+    with pytest.raises(Failure) as refused:
+        asyncio.run(Inquiry(question, ROOM, measure, oracle, as_it_is, deadline=0.0).answer())
+    assert (refused.value.code, oracle.asked) == ("deadline_exceeded", [])
+
+
+def test_who_splits_leaves_the_threads_to_others() -> None:
+    """Short answers are closed in them."""
+    gate = threading.Event()
+
+    def wait(question: Question) -> int:
+        gate.wait(30)
+        return measure(question)
+
+    async def look() -> None:
+        question = ask(schema={}, context={"document": document()})
+        inquiries = [Inquiry(question, ROOM, wait, Oracle(total), as_it_is) for _ in range(40)]
+        tasks = [asyncio.create_task(inquiry.answer()) for inquiry in inquiries]
+        await asyncio.sleep(0)
+        try:
+            assert await asyncio.wait_for(asyncio.to_thread(int), 10) == 0
+        finally:
+            for inquiry in inquiries:
+                inquiry.cancel()
+            gate.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(look())
 
 
 def test_the_same_total_twice_is_none() -> None:
@@ -424,6 +468,20 @@ def test_what_was_fitted_says_when_to_abstain_unless_the_caller_does(below: floa
     question = ask(labels=["a", "b"], abstain_below=below, context={"document": document()})
     answer = asyncio.run(Inquiry(question, ROOM, measure, put, as_it_is).answer())
     assert json.loads(answer.output)["abstained"] is abstained
+
+
+def test_the_most_careful_window_says_when_to_abstain() -> None:
+    """Windows of two pages may be fitted otherwise than those of one."""
+
+    def put(part: Question) -> Said:
+        answer = decide({"a": 0.6, "b": 0.4})
+        answer.detail["labels"]["abstain_below"] = 0.9 if len(part.context["document"]) == 1 else 0.0
+        return Said(answer)
+
+    question = ask(labels=["a", "b"], context={"document": ["x " * 3000, "y " * 3000]})
+    answer = asyncio.run(Inquiry(question, ROOM, measure, put, as_it_is).answer())
+    assert {len(pieces) for pieces in answer.detail["windows"]["pieces"]} == {1, 2}
+    assert json.loads(answer.output)["abstained"]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(1, 1e6)), min_size=1, max_size=64))

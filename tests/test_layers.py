@@ -46,6 +46,7 @@ FLOORS = {
     "models.audit": 7,
     "models.receipt": 7,
     "models.pairing": 7,
+    "models.pooling": 7,
     "models.labels": 8,
     "models.leniency": 8,
     "models.merging": 8,

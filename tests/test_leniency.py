@@ -163,4 +163,25 @@ def test_what_else_is_wrong_is_for_others_to_say() -> None:
 
 
 def test_long_names_are_cut() -> None:
-    assert name_some(["/" + "x" * 1000, "/b"]) == "/" + "x" * 99 + ", /b"
+    schema: dict[str, Any] = {"properties": {"x" * 1000: {}, "b": {}}}
+    assert name_some(["/" + "x" * 1000, "/b"], schema) == "/" + "x" * 99 + ", /b"
+
+
+def test_names_that_are_not_the_schemas_are_not_told() -> None:
+    price = {"type": "object", "properties": {"price": {"type": "number"}}, "required": ["price"]}
+    schema = {"additionalProperties": price, "properties": {"rows": {"items": price}}}
+    told = name_some(["/Ada's secret/price", "/Bob's/price", "/rows/0/price", "/1234/price"], schema)
+    assert told == "/*/price, /rows/*/price"
+    with pytest.raises(Failure, match="/\\*/price") as refused:
+        settle({"Ada's secret": {"price": None}}, schema)
+    assert "secret" not in refused.value.message
+
+
+@pytest.mark.parametrize("form", ["anyOf", "oneOf"])
+def test_null_is_left_out_where_no_form_allows_it(form: str) -> None:
+    """As pydantic writes `Address | None`."""
+    address = {"type": "object", "properties": {"street": {"type": "string"}, "city": {"type": "string"}}}
+    schema = {"properties": {"to": {form: [{"$ref": "#/$defs/a"}, {"type": "null"}]}}, "$defs": {"a": address}}
+    value = {"to": {"street": "Main St", "city": None}}
+    assert settle(value, schema) == {"/to/city"}
+    assert fits(schema, value)

@@ -286,7 +286,8 @@ COFFEE = {"what": "Coffee", "price": 3.5}
         ("Milk 2\n⟦Coffee 3.50\nCoffee 3.50\n⟧Coffee 3.50\n", 2, 3, 3, []),
         # Named once though it stands twice: it may be this one or that one.
         ("Coffee 3.50\n⟦Coffee 3.50\n⟧Coffee 3.50\n", 1, 1, 1, ["/rows/0"]),
-        ("Coffee 3.50\n⟦Coffee 3.50\n⟧Milk 2\n", 1, 1, 1, []),
+        ("Coffee 3.50\n⟦Coffee 3.50\n⟧Milk 2\n", 1, 1, 1, ["/rows/0"]),
+        ("Milk 2\n⟦Coffee 3.50\n⟧Coffee 3.50\n", 1, 1, 1, ["/rows/0"]),
     ],
 )
 def test_equal_rows_are_one_as_often_as_both_windows_show_them(

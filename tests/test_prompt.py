@@ -534,6 +534,7 @@ def test_labels_of_a_long_document(narrow: Prompts) -> None:
         ({"schema": {"type": "object", "contains": {"const": 1}}}, "schema_unsupported"),
         ({"schema": {"type": "object", "x-check": 5}}, "schema_invalid"),
         ({"max_new_tokens": 701}, "context_length_exceeded"),
+        ({"schema": {"type": "array", "prefixItems": [{"type": "string"}]}}, "schema_unsupported"),
     ],
 )
 def test_what_windows_would_not_help_is_refused_at_once(fields: dict[str, Any], code: str, narrow: Prompts) -> None:

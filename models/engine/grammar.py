@@ -25,7 +25,7 @@ from models.engine.scheduler import Piece
 from models.engine.search import Samples
 from models.engine.substrings import Substrings, vocabulary_of
 from models.engine.verbatim import Verbatim
-from models.schema.admitted import admit, dump, judge, refusal
+from models.schema.admitted import admit, dump, judge, largest, name, refusal
 from models.schema.dialect import Schema
 from models.schema.fields import Fields, fields
 from models.schema.samples import samples
@@ -67,6 +67,7 @@ class Grammar:
     inner: jsonschema_rs.Validator | None
     copied: Fields | None  # where it has copy-only strings
     samples: Samples  # strings that may help to close
+    keyword: str  # that is named where all this breaks down
 
     @property
     def shortest(self) -> int:
@@ -125,7 +126,16 @@ class Grammars:
                 inner = None if written.inner is None else judge(json.loads(written.inner))
                 narrowed = [at for _, at in admitted.narrowed]
                 return Grammar(
-                    matcher, self._closer, path, written.supplied, narrowed, judge(schema), inner, fields(schema), found
+                    matcher,
+                    self._closer,
+                    path,
+                    written.supplied,
+                    narrowed,
+                    judge(schema),
+                    inner,
+                    fields(schema),
+                    found,
+                    name(largest(schema)),
                 )
         fault = admitted.blame(lambda text: self.match(text) is not None)
         raise refusal([fault], "nothing fits, or it is beyond what can be compiled")

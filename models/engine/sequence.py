@@ -54,7 +54,7 @@ class Sequence:
     `deadline` is on the monotonic clock. `on_token` is called in the engine's thread, for tokens forced at
     the start in the submitter's, and must not block. With `probes` it says nothing: for each of the prompt's last
     tokens, the ids whose log-probabilities behind it are asked for. `follows`: how many leading tokens another one has
-    that was submitted before.
+    that was submitted before. `keyword`: what of the schema is named where the matcher breaks down.
     Cancel by `future.cancel()`: the row is gone before the next step.
     """
 
@@ -67,6 +67,7 @@ class Sequence:
     on_token: Callable[[int], None] | None = None
     probes: list[list[int]] = field(default_factory=list)
     follows: int = 0
+    keyword: str = ""
     future: Future[Completion] = field(default_factory=Future)
     number: int = field(default_factory=lambda: next(_numbers))
 
@@ -126,8 +127,14 @@ class Sequence:
         if self.matcher is None or not self.matcher.is_stopped():
             return False
         if self.matcher.is_error():
-            raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
+            raise self._outgrown()
         return True
+
+    def _outgrown(self) -> Failure:
+        why = "too complex to be followed to its end"
+        return Failure(
+            "schema_unsupported", f"the schema cannot be enforced: {self.keyword}{self.keyword and ': '}{why}"
+        )
 
     def asked(self, places: int) -> list[list[int]]:
         """What was asked about the last `places` tokens computed; what was known about them is forgotten."""
@@ -139,7 +146,7 @@ class Sequence:
         """Move the grammar on, and append the token unless it ends the turn; whether the answer has ended."""
         if self.matcher is not None and not self.matcher.consume_token(token):
             # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
-            raise Failure("schema_unsupported", "the schema is too complex to be enforced to the end")
+            raise self._outgrown()
         if token in stops:
             return True
         self.ids.append(token)

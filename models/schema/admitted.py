@@ -84,11 +84,11 @@ def dump(schema: Schema) -> str:
         text = json.dumps(schema, allow_nan=False)
         json.dumps(schema, ensure_ascii=False).encode()
     except ValueError:
-        raise refusal([_largest(schema)], "it holds what is not JSON") from None
+        raise refusal([largest(schema)], "it holds what is not JSON") from None
     except RecursionError:
-        raise refusal([_largest(schema)], DEEP) from None
+        raise refusal([largest(schema)], DEEP) from None
     if len(text) > MAX_BYTES:
-        raise refusal([_largest(schema)], f"it is larger than {MAX_BYTES} bytes")
+        raise refusal([largest(schema)], f"it is larger than {MAX_BYTES} bytes")
     return text
 
 
@@ -97,16 +97,17 @@ def admit(schema: Schema) -> Admitted:
     try:
         return _admit(schema)
     except RecursionError:
-        raise refusal([_largest(schema)], DEEP) from None
+        raise refusal([largest(schema)], DEEP) from None
 
 
 def refusal(faults: Iterable[Fault], why: str = "") -> Failure:
     """`schema_unsupported`, with the first faults by keyword and pointer."""
-    named = ", ".join(map(_named, list(faults)[:NAMED]))
+    named = ", ".join(map(name, list(faults)[:NAMED]))
     return Failure("schema_unsupported", f"the schema cannot be enforced: {named}{why and ': '}{why}")
 
 
-def _named(fault: Fault) -> str:
+def name(fault: Fault) -> str:
+    """A keyword and its pointer, as in all refusals."""
     keyword, at = fault
     strange = keyword not in KEYWORDS and is_near_miss(keyword)
     return f'"{keyword}" at {at[:LONGEST]}{"…" * (len(at) > LONGEST)}{" (no keyword of JSON Schema)" * strange}'
@@ -138,10 +139,10 @@ def judge(schema: Schema) -> jsonschema_rs.Validator:
     fault = keyword, "/" + "/".join(map(escape, path))
     if keyword in ("pattern", "patternProperties", "$schema"):
         raise refusal([fault])
-    raise Failure("schema_invalid", f"the schema is not a valid JSON Schema: {_named(fault)}")
+    raise Failure("schema_invalid", f"the schema is not a valid JSON Schema: {name(fault)}")
 
 
-def _largest(schema: Schema) -> Fault:
+def largest(schema: Schema) -> Fault:
     """The keyword at the top that has most in it."""
     keyword = max(schema, key=lambda key: len(repr(schema[key])), default="type")
     return keyword, f"/{escape(keyword)}"
@@ -161,8 +162,8 @@ def _check_references(schema: Schema, refs: Refs) -> None:
     if faults:
         raise refusal(faults)
     if _visits("", schema, refs, {}) > MAX_VISITS:
-        at = next(at for at, node in refs.parts() if "$ref" in node)
-        raise refusal([("$ref", f"{at}/$ref")], f"it has more than {MAX_VISITS} parts when every $ref is followed")
+        found = next((("$ref", f"{at}/$ref") for at, node in refs.parts() if "$ref" in node), None)
+        raise refusal([found or largest(schema)], f"it has more than {MAX_VISITS} parts when every $ref is followed")
 
 
 def _visits(at: str, node: Any, refs: Refs, known: dict[str, int]) -> int:
@@ -184,7 +185,7 @@ def _check_strays(schema: Schema, refs: Refs) -> None:
     placed = {at for at, _ in parts(schema)}
     for at, node in refs.parts():
         if at not in placed and not jsonschema_rs.meta.is_valid({"$schema": schema.get("$schema", LATEST)} | node):
-            raise Failure("schema_invalid", f"the schema is not a valid JSON Schema: {_named(('$ref', at))}")
+            raise Failure("schema_invalid", f"the schema is not a valid JSON Schema: {name(('$ref', at))}")
 
 
 def _check_loops(definitions: dict[str, Node]) -> None:

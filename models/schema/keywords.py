@@ -72,7 +72,7 @@ def _limit(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) ->
 
 def _divisor(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) -> None:
     made[key] = schema[key]
-    if not 0 < schema[key] <= SAFE:
+    if not 1 / SAFE <= schema[key] <= SAFE:
         reader.fault(key, at)
 
 

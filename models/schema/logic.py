@@ -12,6 +12,8 @@ from models.schema.kinds import Kinds
 from models.schema.opposites import Opposites, all_of, any_of
 
 MOST = 64  # ways that one branch of a oneOf may split into
+# Branches are held against each other: 500 take a second, 3,000 a minute, and the interpreter stands still meanwhile.
+MOST_PAIRS = 250_000  # in one schema
 
 
 class Logic:
@@ -22,6 +24,7 @@ class Logic:
         self._opposites = Opposites(definitions)
         self.faults: dict[tuple[str, str], None] = {}
         self.narrowed: dict[tuple[str, str], None] = {}
+        self._pairs = 0
         self.definitions = {pointer: self._lower(node) for pointer, node in definitions.items()}
 
     def _lower(self, node: Node) -> Node:
@@ -46,6 +49,10 @@ class Logic:
 
     def _one_of(self, node: Schema) -> Node:
         """Each branch with the opposite of the others."""
+        self._pairs += len(node["oneOf"]) ** 2
+        if self._pairs > MOST_PAIRS:
+            self.faults["oneOf", f"{node['$comment']}/oneOf"] = None
+            return True
         ways = []
         for number, branch in enumerate(node["oneOf"]):
             others = [other for at, other in enumerate(node["oneOf"]) if at != number]
