@@ -9,6 +9,7 @@ import pytest
 
 from models.failure import Failure
 from models.schema.admitted import (
+    MAX_ALL,
     MAX_BYTES,
     MAX_DIVISOR,
     MAX_PATTERNS,
@@ -175,9 +176,13 @@ def test_a_pattern_that_no_validator_runs_in_linear_time_is_refused(pattern: str
 
 
 def test_the_size_is_bounded() -> None:
-    room = MAX_BYTES - len(json.dumps({"description": ""}))
-    assert len(dump({"description": "x" * room})) == MAX_BYTES
-    with pytest.raises(Failure, match=f'"description" at /description: it is larger than {MAX_BYTES} bytes'):
+    room = MAX_BYTES - len(json.dumps({"const": ""}))
+    assert len(dump({"const": "x" * room})) == MAX_BYTES
+    with pytest.raises(Failure, match=f'"const" at /const: it is larger than {MAX_BYTES} bytes'):
+        dump({"const": "x" * (room + 1)})
+    room = MAX_ALL - len(json.dumps({"description": ""}))
+    assert len(dump({"description": "x" * room})) == MAX_ALL
+    with pytest.raises(Failure, match=f'"description" at /description: it is larger than {MAX_ALL} bytes'):
         dump({"description": "x" * (room + 1)})
 
 

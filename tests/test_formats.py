@@ -39,7 +39,7 @@ def fitting(name: str) -> st.SearchStrategy[str]:
 def test_whatever_fits_is_right_to_two_others(name: str) -> None:
     second = jsonschema_rs.validator_for({"format": name}, validate_formats=True)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(text=fitting(name), at=st.integers(0, 60), other=st.sampled_from(["", *SIGNS]))
     def check(text: str, at: int, other: str) -> None:
         assert fits(name, text) or len(text) > (PATTERNS[name][1] or 0)
@@ -52,7 +52,7 @@ def test_whatever_fits_is_right_to_two_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PATTERNS))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data(), junk=st.text(SIGNS, max_size=5))
 def test_a_pattern_says_the_same_to_two_engines(name: str, data: st.DataObject, junk: str) -> None:
     rust = jsonschema_rs.validator_for({"pattern": PATTERNS[name][0]}, pattern_options=jsonschema_rs.RegexOptions())

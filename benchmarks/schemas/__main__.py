@@ -47,7 +47,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
     parser.add_argument("--limit", type=int, default=1, metavar="N", help="take every N-th schema (1)")
     parser.add_argument(
-        "--budgets", type=_budgets, default=BUDGETS, metavar="N,N", help="tokens of an answer (32,96,256)"
+        "--budgets", type=_budgets, default=BUDGETS, metavar="N,N", help="tokens of an answer (24,64,160)"
     )
     return parser.parse_args()
 

@@ -26,13 +26,15 @@ DIALECTS = {
     *(f"http://json-schema.org/draft-0{number}/schema" for number in (4, 6, 7)),
 }
 
-MAX_BYTES = 65_536
+MAX_BYTES = 65_536  # without what is only for readers
+MAX_ALL = 262_144
 # llguidance intersects patterns in 2^n: 16 take 0.1 s, 24 take 45 s and 4 GB. Those of property names in n^2.
 MAX_PATTERNS = 16
 # Its automaton for multipleOf has a state for every remainder: 10^5 take 0.5 s, 10^7 take 60 s and 2 GB.
 MAX_DIVISOR = 100_000
 # A validator follows every $ref anew, so 28 doublings take 3 s, and the interpreter stands still meanwhile.
 MAX_VISITS = 10_000
+TOLD = ("title", "description", "$comment")
 NAMED = 3  # faults in one message
 DEEP = "it is nested too deeply"
 LONGEST = 200  # characters of a pointer in it
@@ -83,12 +85,14 @@ def dump(schema: Schema) -> str:
     try:
         text = json.dumps(schema, allow_nan=False)
         json.dumps(schema, ensure_ascii=False).encode()
+        told = sum(len(node[key]) for _, node in parts(schema) for key in TOLD if isinstance(node.get(key), str))
     except ValueError:
         raise refusal([largest(schema)], "it holds what is not JSON") from None
     except RecursionError:
         raise refusal([largest(schema)], DEEP) from None
-    if len(text) > MAX_BYTES:
-        raise refusal([largest(schema)], f"it is larger than {MAX_BYTES} bytes")
+    for size, most in ((len(text) - told, MAX_BYTES), (len(text), MAX_ALL)):
+        if size > most:
+            raise refusal([largest(schema)], f"it is larger than {most} bytes")
     return text
 
 
