@@ -204,6 +204,20 @@ def test_a_conflict_does_not_tell_names_out_of_the_document() -> None:
     assert "Ada" not in refused.value.message
 
 
+def test_what_may_be_lost_or_doubled_at_a_cut_is_an_error_unless_a_report_is_wanted() -> None:
+    def read(text: str) -> Any:
+        """All such lines but one."""
+        return {"rows": [float(price) for price in re.findall(r"^Coffee: (\d\.\d\d)", text, re.MULTILINE)][1:]}
+
+    text = document(*((at, "Coffee: 3.50") for at in range(0, 400, 9)))
+    rows = {"type": "object", "properties": {"rows": {"type": "array", "items": {"type": "number"}}}}
+    question = ask(schema=rows, context={"document": text})
+    told = run(question, read, report=True).detail["windows"]
+    assert (told["conflicts"], bool(told["uncertain"])) == ([], True)
+    with pytest.raises(Failure, match="/rows"):
+        run(question, read)
+
+
 def test_splitting_ends_with_the_deadline() -> None:
     oracle = Oracle(total)
     question = ask(schema=TOTAL, context={"document": document()})
