@@ -39,7 +39,7 @@ def fitting(name: str) -> st.SearchStrategy[str]:
 def test_whatever_fits_is_right_to_two_others(name: str) -> None:
     second = jsonschema_rs.validator_for({"format": name}, validate_formats=True)
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(text=fitting(name), at=st.integers(0, 60), other=st.sampled_from(["", *SIGNS]))
     def check(text: str, at: int, other: str) -> None:
         assert fits(name, text) or len(text) > (PATTERNS[name][1] or 0)
@@ -52,7 +52,7 @@ def test_whatever_fits_is_right_to_two_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PATTERNS))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data(), junk=st.text(SIGNS, max_size=5))
 def test_a_pattern_says_the_same_to_two_engines(name: str, data: st.DataObject, junk: str) -> None:
     rust = jsonschema_rs.validator_for({"pattern": PATTERNS[name][0]}, pattern_options=jsonschema_rs.RegexOptions())
@@ -91,6 +91,7 @@ def test_a_date_is_one_that_exists(year: int, month: int, day: int) -> None:
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
+        ("date", ["2024-02-29", "2000-02-29"], ["2023-02-29", "1900-02-29", "2024-04-31", "0000-01-01"]),
         ("time", ["23:59:59Z", "00:00:00.5-08:30"], ["24:00:00Z", "23:59:60Z", "12:00:00", "1:00:00Z"]),
         ("date-time", ["1963-06-19t08:30:06.283185z"], ["1990-02-31T15:59:59Z", "1990-02-01 15:59:59Z"]),
         ("duration", ["P4DT12H30M5S", "PT1M", "P2W"], ["P", "PT", "P1YT", "4D", "P1D2H", "P1Y2W"]),
@@ -99,7 +100,7 @@ def test_a_date_is_one_that_exists(year: int, month: int, day: int) -> None:
         (
             "ipv6",
             ["::", "::1", "1::", "::ffff:192.168.0.1", "1:2:3:4:5:6:7:8"],
-            [":", "1::2::3", "12345::", "1:2", "::1%0"],
+            [":", "1:2:3:4:5:6:7::8", "1::2::3", "12345::", "1:2", "::1%0"],
         ),
         ("uri", ["http://a/b?c#d", "mailto:a@b", "urn:x:y"], ["//a/b", "a b:c", "http://a b", "/x", "http://[::1]/"]),
         ("uri-reference", ["//a/b", "/x", "", "#a", "a:b"], ["\\\\a", "a b", "%zz"]),

@@ -423,6 +423,35 @@ def lets_through(matcher: Matcher, ids: list[int]) -> bool:
     return matcher.validate_tokens(ids) == len(ids)
 
 
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+STRICTER: list[tuple[dict[str, Any], Any]] = [
+    ({"patternProperties": {r"^\d": {"type": "integer"}, "^[0-9]": {"minimum": 3}}}, {"1": "a"}),
+    ({"properties": {"x": {"type": "object", "propertyNames": {"$ref": "#"}}}, "maxLength": 1}, {"x": {"aa": 1}}),
+    ({"$schema": DRAFT_7, "definitions": {"a": STRING}, "not": {"$ref": "#/definitions/a", "minLength": 5}}, "a"),
+    ({"not": {"type": "integer", "maximum": 2**60}}, 2**59),
+    ({"not": {"type": "string", "maxLength": 10**7}}, "a"),
+    ({"not": {"type": "integer", "format": "int32"}}, 2**31),
+    ({"not": {"type": "string", "format": "email"}}, "a"),
+    ({"oneOf": [{"const": "9999-99-99"}, {"type": "string", "format": "date"}]}, "9999-99-99"),
+    ({"oneOf": [{"const": "é"}, {"type": "string", "pattern": r"^\w$"}]}, "é"),
+    ({"oneOf": [{"enum": [[1]]}, {"enum": [[1.0], "b"]}]}, [1]),
+    ({"type": "object", "additionalProperties": {"type": "integer"}}, {"x" * 101: 1}),
+]
+
+
+@pytest.mark.parametrize(("schema", "value"), STRICTER)
+def test_what_is_read_more_strictly_lets_nothing_out_where_it_is_ruled_out(
+    schema: dict[str, Any], value: Any, grammars: Grammars
+) -> None:
+    try:
+        compiled = grammars.compile(schema)
+    except Failure as refused:
+        assert refused.code == "schema_unsupported" and is_named(refused.message)
+        return
+    ids = [compiled.closer.ids[byte] for byte in json.dumps(value, separators=(",", ":")).encode()]
+    assert not lets_through(compiled.template, ids)
+
+
 def test_an_over_long_schema_is_refused(grammars: Grammars) -> None:
     assert "bytes" in refusal(grammars, {"type": "object", "const": "x" * 65_536}).message
 

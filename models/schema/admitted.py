@@ -126,7 +126,7 @@ def _admit(schema: Schema) -> Admitted:
     if reader.faults:
         raise refusal(reader.faults)
     _check_loops(reader.definitions)
-    logic = Logic(reader.definitions)
+    logic = Logic(reader.definitions, reader.narrowed)
     if logic.faults:
         raise refusal(logic.faults)
     _check_cost(logic.definitions)

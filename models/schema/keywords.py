@@ -47,6 +47,8 @@ def _ref(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) -> N
     else:
         made[key] = found[0]
         reader.define(*found)
+        if len(schema) > 1:  # what stands beside it says nothing in older drafts
+            reader.narrow(at)
 
 
 def _enum(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) -> None:
@@ -66,6 +68,7 @@ def _limit(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) ->
         made[name] = value
     elif isfinite(value) and (value > 0) == upper:
         made[name] = SAFE if upper else -SAFE
+        reader.narrow(at)
     else:
         reader.fault(key, at)
 
@@ -78,8 +81,10 @@ def _divisor(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) 
 
 def _count(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) -> None:
     made[key] = min(int(schema[key]), MOST, made.get(key, MOST))
-    if schema[key] > MOST and key.startswith("min"):
-        reader.fault(key, at)
+    if schema[key] > MOST:
+        reader.narrow(at)
+        if key.startswith("min"):
+            reader.fault(key, at)
 
 
 def _pattern(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) -> list[Node]:
@@ -91,6 +96,7 @@ def _pattern(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) 
 def _format(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) -> list[Node]:
     """The pattern of a format of strings, the range of one of integers; of other types a format says nothing."""
     name, types = schema[key], schema.get("type", "string")
+    reader.narrow(at)  # to some it is a note
     if "string" in types and name in PATTERNS:
         pattern, longest = PATTERNS[name]
         if longest is not None:
@@ -118,13 +124,18 @@ def _pattern_properties(reader: "Reader", key: str, schema: Schema, made: Schema
         place = f"{at}/{escape(name)}"
         if (pattern := portable(name)) is None:
             reader.fault(key, place)
-        made[key][pattern] = reader.node(part, place)
+        node = reader.node(part, place)
+        # Two patterns may come to the same.
+        made[key][pattern] = {"$comment": place, "allOf": [made[key][pattern], node]} if pattern in made[key] else node
 
 
 def _property_names(reader: "Reader", key: str, schema: Schema, made: Schema, at: str) -> list[Node]:
     """Names that are listed, or told by one pattern or by their length."""
     node = reader.node(schema[key], at)
     while isinstance(node, dict) and node.keys() == {"$comment", "$ref"}:
+        if node["$ref"] in reader.reading:
+            reader.fault(key, at)
+            return []
         node = reader.definitions[node["$ref"]]
     if isinstance(node, bool):
         return [] if node else [{"$comment": at, "maxProperties": 0}]
@@ -137,6 +148,8 @@ def _property_names(reader: "Reader", key: str, schema: Schema, made: Schema, at
     if said.keys() == {"pattern"}:
         return [{"patternProperties": {said["pattern"]: True}, **closed}]
     if said.keys() <= {"minLength", "maxLength"}:
+        if said.get("minLength", 0) > said.get("maxLength", MOST):
+            return [closed]
         lengths = f"{{{said.get('minLength', 0)},{said.get('maxLength', '')}}}"
         return [{"patternProperties": {rf"^[\s\S]{lengths}$": True}, **closed}]
     reader.fault(key, at)

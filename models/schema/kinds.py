@@ -4,7 +4,7 @@ Knows schemas as reader.py leaves them.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,8 @@ from models.schema.dialect import Node, Schema
 
 NUMBERS = {"integer", "fraction"}  # a number is the one or the other
 KINDS = {"null", "boolean", "object", "array", "string"} | NUMBERS
+STRUCTURE = {"$comment", "type", "properties", "patternProperties", "additionalProperties", "required"}
+STRUCTURE |= {"prefixItems", "items", "allOf", "anyOf", "oneOf"}
 DEPTH = 8  # how deep it is looked for a difference
 FUEL = 200_000  # schemas that may be looked at, some 3 microseconds each; beyond that nothing is known
 
@@ -35,15 +37,33 @@ def kind_of(value: Any) -> str:
 
 
 def identity(value: Any) -> tuple[str, Any]:
-    """Equal for values that JSON Schema calls equal, as long as numbers in lists are spelled alike."""
-    return kind_of(value), json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+    """Equal for values that JSON Schema calls equal."""
+    return kind_of(value), json.dumps(_whole(value), sort_keys=True) if isinstance(value, list | dict) else value
+
+
+def _whole(value: Any) -> Any:
+    """The same, with numbers spelled alike."""
+    if isinstance(value, dict):
+        return {name: _whole(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def sure_of(node: Schema, narrowed: Collection[str]) -> Schema:
+    """A node without what is read more strictly than a validator may read it."""
+    if node.get("$comment") not in narrowed:
+        return node
+    kept = {"$comment", "$ref"} if "$ref" in node else STRUCTURE
+    return {key: value for key, value in node.items() if key in kept}
 
 
 class Kinds:
     """What is known of the schemas that refer to each other by these pointers."""
 
-    def __init__(self, definitions: dict[str, Node]) -> None:
+    def __init__(self, definitions: dict[str, Node], narrowed: Collection[str] = ()) -> None:
         self._definitions = definitions
+        self._narrowed = narrowed
         self._fuel = FUEL
 
     @property
@@ -55,6 +75,7 @@ class Kinds:
         self._fuel -= 1
         if isinstance(node, bool) or depth == 0 or self.tired:
             return [{"enum": []}] if node is False else []
+        node = sure_of(node, self._narrowed)
         inner = [self._definitions[node["$ref"]]] if "$ref" in node else []
         return [node, *(part for each in [*inner, *node.get("allOf", ())] for part in self.conjuncts(each, depth - 1))]
 
@@ -103,7 +124,9 @@ def _may_fit(value: Any, node: Schema) -> bool:
     """Whether a value is in a node's list, and a string fits its pattern."""
     if "enum" in node and identity(value) not in map(identity, node["enum"]):
         return False
-    return not isinstance(value, str) or "pattern" not in node or _may_match(node["pattern"], value)
+    if not isinstance(value, str) or "pattern" not in node or not value.isascii():  # where dialects differ
+        return True
+    return _may_match(node["pattern"], value)
 
 
 @lru_cache(256)

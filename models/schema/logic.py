@@ -4,7 +4,7 @@ Where the opposite of a schema can only be said in part, that part is taken: wha
 all. Knows schemas as reader.py leaves them, nothing of what enforces them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from models.schema.dialect import LISTS, MAPS, SINGLE, Node, Schema
@@ -19,9 +19,9 @@ MOST_PAIRS = 250_000  # in one schema
 class Logic:
     """Rewrites definitions. Keywords and pointers of what cannot be said are `faults`; if only in part, `narrowed`."""
 
-    def __init__(self, definitions: dict[str, Node]) -> None:
-        self._known = Kinds(definitions)
-        self._opposites = Opposites(definitions)
+    def __init__(self, definitions: dict[str, Node], narrowed: Collection[str] = ()) -> None:
+        self._known = Kinds(definitions, narrowed)
+        self._opposites = Opposites(definitions, narrowed)
         self.faults: dict[tuple[str, str], None] = {}
         self.narrowed: dict[tuple[str, str], None] = {}
         self._pairs = 0

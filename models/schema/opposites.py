@@ -3,10 +3,11 @@
 Knows schemas as reader.py leaves them.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from models.schema.dialect import Node, Schema
-from models.schema.kinds import KINDS, NUMBERS, Kinds, kind_of, kinds_of, property_of
+from models.schema.kinds import KINDS, NUMBERS, Kinds, kind_of, kinds_of, property_of, sure_of
 from models.schema.patterns import other_than
 
 LIMITS = {
@@ -41,9 +42,11 @@ class Opposite(NamedTuple):
 class Opposites:
     """Opposites of schemas that refer to each other by these pointers."""
 
-    def __init__(self, definitions: dict[str, Node]) -> None:
+    def __init__(self, definitions: dict[str, Node], narrowed: Collection[str] = ()) -> None:
+        """`narrowed`: pointers of schemas that say more than is sure."""
         self._definitions = definitions
-        self._known = Kinds(definitions)
+        self._narrowed = narrowed
+        self._known = Kinds(definitions, narrowed)
         self._inside: list[str] = []  # of these definitions the opposite is being looked for
 
     def find(self, node: Node, beside: list[Schema]) -> Opposite:
@@ -56,12 +59,14 @@ class Opposites:
         if node is True:
             return Opposite([], True)
         ways: list[Node] = []
-        sure = True
+        said, node = node, sure_of(node, self._narrowed)
+        sure = said.keys() == node.keys()
         if "type" in node:
             missing = within - kinds_of(node["type"])
             within = within - missing
-            sure = missing & NUMBERS != {"fraction"}  # no keyword tells these from integers
-            ways.append(_of(missing if sure else missing - NUMBERS))
+            told = missing & NUMBERS != {"fraction"}  # no keyword tells these from integers
+            sure = sure and told
+            ways.append(_of(missing if told else missing - NUMBERS))
         for key, value in node.items():
             if key not in ("$comment", "type") and within & SPEAKS_OF.get(key, KINDS):
                 found = self._of_keyword(key, value, beside, within)

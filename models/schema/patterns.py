@@ -79,17 +79,19 @@ def portable(pattern: str) -> str | None:
 
 
 def other_than(words: Iterable[str], most: int | None = None) -> str:
-    """A pattern of all strings but these and those with anything UNWRITTEN; with at most so many characters where they
-    no longer begin like one."""
-    rest = f"{ANY}*" if most is None else f"{ANY}{{0,{most}}}"
-    return f"^(?:{_other({*words}, rest)})$"
+    """A pattern of all strings but these and those with anything UNWRITTEN; of at most so many characters, or as many
+    as they have in common with one of these."""
+    return f"^(?:{_other({*words}, most)})$"
 
 
-def _other(words: set[str], rest: str) -> str:
+def _other(words: set[str], most: int | None) -> str:
     heads = sorted({word[0] for word in words if word})
     ways = [] if "" in words else [""]
-    ways += [literal(head) + f"(?:{_other({word[1:] for word in words if word[:1] == head}, rest)})" for head in heads]
-    ways.append(f"[^{''.join(map(literal, heads))}{UNWRITTEN}]" + rest)
+    less = None if most is None else max(most - 1, 0)
+    ways += [literal(head) + f"(?:{_other({word[1:] for word in words if word[:1] == head}, less)})" for head in heads]
+    if most != 0:
+        rest = f"{ANY}*" if less is None else f"{ANY}{{0,{less}}}"
+        ways.append(f"[^{''.join(map(literal, heads))}{UNWRITTEN}]{rest}")
     return "|".join(ways)
 
 

@@ -36,7 +36,8 @@ class Reader:
     """Reads one schema that its metaschema finds well-formed.
 
     `definitions` is the result by pointer, the whole being ""; a $ref in it is such a pointer. `faults`: what cannot
-    be said.
+    be said. `narrowed`: pointers of schemas that are read more strictly than a validator may read them, so that what
+    they rule out is not known from them.
     """
 
     def __init__(self, schema: Schema, refs: Refs) -> None:
@@ -44,6 +45,8 @@ class Reader:
         self.refs = refs
         self.definitions: dict[str, Node] = {}
         self.faults: dict[tuple[str, str], None] = {}
+        self.narrowed: set[str] = set()
+        self.reading: set[str] = set()
         # What its own metaschema has not looked at.
         dialect = str(schema.get("$schema", LATEST))
         self._later = {key for name, keys in LATER.items() for key in keys if any(old in dialect for old in name)}
@@ -52,10 +55,16 @@ class Reader:
     def define(self, pointer: str, schema: Any) -> None:
         if pointer not in self.definitions:
             self.definitions[pointer] = True  # while it is read
+            self.reading.add(pointer)
             self.definitions[pointer] = self.node(schema, pointer)
+            self.reading.remove(pointer)
 
     def fault(self, keyword: str, at: str) -> None:
         self.faults[keyword, at] = None
+
+    def narrow(self, at: str) -> None:
+        """By the keyword at `at`."""
+        self.narrowed |= {at, at.rpartition("/")[0]}
 
     def node(self, schema: Any, at: str) -> Node:
         """One subschema in the one dialect."""
