@@ -71,6 +71,7 @@ class Inquiry:
         self._on_conflict, self._deadline = on_conflict, deadline
         self._tickets: list[Ticket] = []
         self._gone = False
+        self._since = time.monotonic()
 
     def cancel(self) -> None:
         self._gone = True
@@ -152,7 +153,7 @@ class Inquiry:
             finish_reason=next((each.finish_reason for each in answers if each.finish_reason != "stop"), "stop"),
             prompt_tokens=sum(each.prompt_tokens for each in answers),
             completion_tokens=sum(each.completion_tokens for each in answers),
-            seconds=max(each.seconds for each in answers),
+            seconds=time.monotonic() - self._since,
             detail=detail,
         )
         return self._close(answer)

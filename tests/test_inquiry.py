@@ -5,6 +5,7 @@ import json
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -285,7 +286,7 @@ def test_an_invoice_over_many_pages(random: Any, way: str, room: int) -> None:
         closed.append(answer)
         return answer
 
-    question = ask(schema=BILL, require_evidence=True, **fields)
+    question, began = ask(schema=BILL, require_evidence=True, **fields), time.monotonic()
     answer = asyncio.run(Inquiry(question, room, measure, oracle, close).answer())
     assert json.loads(answer.output) == {"number": "A-77", "total": sum_, "rows": rows}
     audit.parse(answer.output, BILL)
@@ -299,7 +300,7 @@ def test_an_invoice_over_many_pages(random: Any, way: str, room: int) -> None:
     assert closed == [answer]
     assert answer.prompt_tokens == 100 * told["count"]
     assert answer.completion_tokens == 7 * told["count"]
-    assert answer.seconds == told["count"]
+    assert 0 < answer.seconds < time.monotonic() - began  # splitting and merging are part of it
     assert answer.detail["confidence"] == {"/total": {"raw": 1 / (told["from"]["/total"] + 1), "calibrated": None}}
 
 
