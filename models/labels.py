@@ -5,7 +5,6 @@ divided by, which was measured to make it worse. Knows nothing of HTTP, and of c
 """
 
 import hashlib
-import json
 import math
 import threading
 import time
@@ -13,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import calibration
+from models import calibration, pooling
 from models.calibration import Calibration
 from models.catalog import Model
 from models.engine.engine import Engine
@@ -52,21 +51,10 @@ class Decision:
         prior = [math.fsum(column) / len(priors) for column in zip(*priors, strict=True)] or [0.0] * len(scores)
         scores = [score - less for score, less in zip(scores, prior, strict=True)]
         shares = self.calibration.apply(self.names, scores) if self.calibration else weigh(scores)
-        best = max(range(len(shares)), key=shares.__getitem__)
         least = self.question.abstain_below
         if least is None:
             least = self.calibration.abstain_below if self.calibration else 0.0
-        abstained = shares[best] < least
-        none = self.question.none_of_these and best == len(shares) - 1
-        output = json.dumps(
-            {
-                "label": None if abstained or none else self.names[best],
-                "probability": shares[best],
-                "probabilities": dict(zip(self.names, shares, strict=True)),
-                "abstained": abstained,
-            },
-            ensure_ascii=False,
-        )
+        output = pooling.write(self.question, dict(zip(self.names, shares, strict=True)), least)
         told = {
             "scores": dict(zip(self.names, scores, strict=True)),
             "prior": CONTENT_FREE if priors else UNKNOWN,

@@ -22,11 +22,26 @@ def decide(
     """The output, what is told of the labels, and where windows differ."""
     told: list[Shares] = [json.loads(answer.output)["probabilities"] for answer in answers]
     shares = pool(told, weights)
-    best = max(shares, key=shares.__getitem__)
     each = [answer.detail.get("labels", {}) for answer in answers]
     # Windows of more pages may be fitted otherwise, or not at all; the most careful of them counts.
     fitted = max(labels.get("abstain_below", 0.0) for labels in each)
     least = fitted if question.abstain_below is None else question.abstain_below
+    labels = agreed(each) | {"abstain_below": least}
+    if "scores" in each[0]:
+        labels["scores"] = mean([one["scores"] for one in each], weights)
+    tops = [top_of(one) for one in told]
+    candidates = [{"value": top, "window": at, "probability": told[at][top]} for at, top in enumerate(tops)]
+    conflicts = [{"pointer": "/label", "candidates": candidates}] if set(tops) != {top_of(shares)} else []
+    return write(question, shares, least), labels, conflicts
+
+
+def top_of(shares: Shares) -> str:
+    return max(shares, key=shares.__getitem__)
+
+
+def write(question: Question, shares: Shares, least: float) -> str:
+    """The output: the most probable label, unless that is too improbable, or none of these."""
+    best = top_of(shares)
     abstained = shares[best] < least
     none = question.none_of_these and best == list(shares)[-1]
     output = {
@@ -35,13 +50,7 @@ def decide(
         "probabilities": shares,
         "abstained": abstained,
     }
-    labels = agreed(each) | {"abstain_below": least}
-    if "scores" in each[0]:
-        labels["scores"] = mean([one["scores"] for one in each], weights)
-    tops = [max(one, key=one.__getitem__) for one in told]
-    candidates = [{"value": top, "window": at, "probability": told[at][top]} for at, top in enumerate(tops)]
-    conflicts = [{"pointer": "/label", "candidates": candidates}] if set(tops) != {best} else []
-    return json.dumps(output, ensure_ascii=False), labels, conflicts
+    return json.dumps(output, ensure_ascii=False)
 
 
 def agreed(told: Sequence[dict[str, Any]]) -> dict[str, Any]:

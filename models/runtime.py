@@ -55,7 +55,7 @@ class Runtime:
             queue_tokens=queue_tokens,
         )
         self.engine.start()
-        self._model, self._made_with = model, made_with(loaded, item, self.engine, self._products)
+        self._model, self._made_with = model, made_with(model, loaded, item, self.engine, self._products)
         self._calibrations = models.parent / "calibrations"
         receipts = Receipts(find_key(receipt_key, models.parent), self._made_with)
         self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops, receipts, self._calibrations)
@@ -109,7 +109,7 @@ class Runtime:
         }
 
 
-def made_with(loaded: store.Loaded, item: Path, engine: Engine, products: str) -> dict[str, Any]:
+def made_with(model: catalog.Model, loaded: store.Loaded, item: Path, engine: Engine, products: str) -> dict[str, Any]:
     """What every answer of this process is made with, for its receipt."""
     template = f"{TEMPLATE}\n{loaded.tokenizer.chat_template}"
     return {
@@ -117,7 +117,7 @@ def made_with(loaded: store.Loaded, item: Path, engine: Engine, products: str) -
         "weights": hashlib.sha256((item / manifest.FILE).read_bytes()).hexdigest(),
         "template": hashlib.sha256(template.encode()).hexdigest(),
         "computed": f"{engine.forward.name} on {engine.device}{products and f', products in {products}'}",
-        "context": min(loaded.network.config.max_position_embeddings, engine.cache.budget),  # where documents are split
+        "context": min(model.context_length, engine.cache.budget),  # where documents are split
         "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes", "llguidance")},
     }
 

@@ -10,34 +10,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ.setdefault("TRITON_INTERPRET", "1")  # scripts/test --gpu says 0
 
 import httpx
-import mistral_common
 import pytest
 import torch
-from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
-from sentencepiece import SentencePieceProcessor
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    LlamaTokenizer,
     MixtralConfig,
     MixtralForCausalLM,
     PreTrainedTokenizerFast,
 )
-from transformers.convert_slow_tokenizer import generate_merges
 
-from models import catalog, manifest, source, store
+from benchmarks.tokenizer import read_tokenizer
+from models import catalog, manifest, store
 from tests import interpreter
+
+if TYPE_CHECKING:
+    from models.engine.engine import Engine
 
 interpreter.teach()
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-MISTRAL_V1 = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 TINY_MIXTRAL = MixtralConfig(
     architectures=["MixtralForCausalLM"],
     vocab_size=100,
@@ -113,15 +112,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def mixtral_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     """Mixtral-8x7B-Instruct's real tokenizer and chat template, from mistral-common's file."""
-    pieces = SentencePieceProcessor(model_file=str(MISTRAL_V1))
-    scores = {pieces.id_to_piece(number): pieces.get_score(number) for number in range(len(pieces))}
-    vocabulary = {piece: number for number, piece in enumerate(scores)}
-    # By score: transformers' own reading of the file merges by id, which tokenises runs of blanks differently.
-    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary, scores))
-    tokenizer.chat_template = convert_tokenizer_to_chat_template(MISTRAL_V1)
-    path = tmp_path_factory.mktemp("mixtral-tokenizer")
-    tokenizer.save_pretrained(path)
-    return source.open_tokenizer(path)
+    return read_tokenizer(tmp_path_factory.mktemp("mixtral-tokenizer"))
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +150,16 @@ def tiny_mixtral_home(tmp_path_factory: pytest.TempPathFactory, tiny_mixtral_fol
 def tiny_mixtral(tiny_mixtral_home: Path) -> store.Loaded:
     """The tiny Mixtral, loaded afresh for one test."""
     return store.load(manifest.locate(catalog.MIXTRAL, tiny_mixtral_home / "models"), torch.device("cpu"))
+
+
+@contextmanager
+def started(engine: "Engine") -> Iterator["Engine"]:
+    """An engine that is running until the block ends."""
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
 
 
 def free_port() -> int:

@@ -7,7 +7,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Listing
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from models.question import render
 from models.runtime import stop_ids
 from models.scoring import EMPTY, spell
 from models.template import Template, Turn
+from tests.conftest import started
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
@@ -82,15 +82,6 @@ def make(loaded: store.Loaded, queue_tokens: int = 1_000_000, kv_tokens: int = 1
 
 def decide(loaded: store.Loaded, engine: Engine, model: Model = SMOLLM2, most: int = 1_000_000) -> Decisions:
     return Decisions(model, TAG, loaded.tokenizer, engine, SHARE * most)
-
-
-@contextmanager
-def started(engine: Engine) -> Iterator[Engine]:
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.stop()
 
 
 @pytest.fixture(scope="module")

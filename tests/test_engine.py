@@ -28,7 +28,7 @@ from models.nf4.matrix import dense
 from models.runtime import stop_ids
 from models.schema.dialect import Schema
 from models.template import Template, Turn
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, started
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [
@@ -65,15 +65,6 @@ def make(
         queue_tokens=queue_tokens,
         speculate=speculate,
     )
-
-
-@contextmanager
-def started(engine: Engine) -> Iterator[Engine]:
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.stop()
 
 
 def prompt_ids(length: int, seed: int = 0) -> list[int]:

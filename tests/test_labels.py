@@ -7,7 +7,6 @@ import random
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.tokenizer import MISTRAL_V1
 from models import calibration, catalog, manifest, store
 from models.calibration import Calibration, Fit, Measures
 from models.catalog import MIXTRAL, SMOLLM2
@@ -32,7 +32,7 @@ from models.runtime import stop_ids
 from models.scoring import Scoring, weigh
 from models.template import Template, guard
 from serving.protocol import Prompt
-from tests.conftest import MISTRAL_V1
+from tests.conftest import started
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
@@ -72,15 +72,6 @@ def labels_of(
 def small(tiny_home: Path) -> store.Loaded:
     """The tiny model, shared by engines that follow each other."""
     return store.load(manifest.locate(SMOLLM2, tiny_home / "models"), torch.device("cpu"))
-
-
-@contextmanager
-def started(engine: Engine) -> Iterator[None]:
-    engine.start()
-    try:
-        yield
-    finally:
-        engine.stop()
 
 
 @pytest.fixture

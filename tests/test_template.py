@@ -13,11 +13,12 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.tokenizer import MISTRAL_V1
 from models import store
 from models.catalog import MIXTRAL
 from models.failure import Failure
 from models.template import JOINER, Template, Turn, fold, guard, unguard
-from tests.conftest import EXAMPLES, MISTRAL_V1
+from tests.conftest import EXAMPLES
 
 Mistral = MistralTokenizer[Any, Any, Any, Any, Any]
 BENIGN = [

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mistral_common
 import torch
-from sentencepiece import SentencePieceProcessor
-from transformers import LlamaTokenizer, MixtralConfig, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import generate_merges
+from transformers import MixtralConfig
 
 from benchmarks.card import rig
-from models import audit, catalog, source
+from benchmarks.tokenizer import read_tokenizer
+from models import audit, catalog
 from models.engine.engine import Engine
 from models.engine.grammar import Grammar, Grammars
 from models.engine.sequence import Completion, Sampling, Sequence
@@ -21,7 +19,6 @@ from models.failure import Failure
 from models.schema.dialect import Schema
 from models.template import Template, Turn
 
-PIECES = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 TINY = MixtralConfig(
     vocab_size=32_000,
     hidden_size=64,
@@ -50,7 +47,8 @@ class Adversary:
     """Answers at temperature 1, batched by the real engine."""
 
     def __init__(self) -> None:
-        tokenizer = read_tokenizer()
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer = read_tokenizer(Path(folder))
         stops = {tokenizer.eos_token_id}
         network = rig.make(TINY, torch.device("cpu"), torch.float32)
         self._engine = Engine(network, stops, kv_tokens=KV_TOKENS, step_tokens=512, queue_tokens=1 << 30)
@@ -79,22 +77,3 @@ class Adversary:
 
     def stop(self) -> None:
         self._engine.stop()
-
-
-def read_tokenizer() -> PreTrainedTokenizerFast:
-    """Mixtral's own, made from mistral-common's file."""
-    pieces = SentencePieceProcessor(model_file=str(PIECES))
-    scores = {pieces.id_to_piece(number): pieces.get_score(number) for number in range(len(pieces))}
-    vocabulary = {piece: number for number, piece in enumerate(scores)}
-    # By score: transformers' own reading of the file merges by id, which tokenises runs of blanks differently.
-    tokenizer = LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary, scores))
-    tokenizer.chat_template = catalog_template()
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        return source.open_tokenizer(Path(folder))
-
-
-def catalog_template() -> str:
-    from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
-
-    return str(convert_tokenizer_to_chat_template(PIECES))
