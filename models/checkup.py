@@ -209,7 +209,7 @@ def judge_memory(model: Model, store: Path, here: Machine, kv_tokens: int) -> Ch
     """Whether weights, workspace and KV cache fit."""
     try:
         item = manifest.locate(model, store)
-        planned = plan.of_item(model.name, item, model.dtype)
+        planned = plan.of_item(model.name, item, model.dtype, model.bits)
     except Failure:
         planned = plan.of_row(model)
     try:

@@ -35,8 +35,9 @@ class Need:
     index: tuple[int, ...] | None
 
 
-def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The model on the meta device, linear layers and experts in NF4; routers, norms, embeddings, `lm_head` float."""
+def build(config: PreTrainedConfig, dtype: torch.dtype, bits: int = 4) -> PreTrainedModel:
+    """The model on the meta device. With 4 bits linear layers and experts are in NF4; routers, norms, embeddings and
+    `lm_head` stay float, and so does all with more."""
     with torch.device("meta"):
         try:
             network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -47,20 +48,26 @@ def build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
                 "model_unsupported",
                 f"config.json names {config.architectures}, describes a {type(network).__name__}",
             )
-        for path, module in list(network.named_modules()):
-            parent, _, name = path.rpartition(".")
-            if experts.is_stack(module):
-                try:
-                    setattr(network.get_submodule(parent), name, experts.pack(module))
-                except ValueError as error:
-                    raise Failure("model_unsupported", f"{path} cannot be quantised: {error}") from error
-            elif name == "lm_head" and getattr(module, "bias", None) is not None:
-                raise Failure("model_unsupported", "its lm_head has a bias")
-            elif type(module) is nn.Linear and module.bias is None and name != "lm_head" and not name.endswith("gate"):
-                setattr(network.get_submodule(parent), name, NF4Linear(module.out_features, module.in_features))
+        if getattr(network.get_output_embeddings(), "bias", None) is not None:
+            raise Failure("model_unsupported", "its lm_head has a bias")
+        if bits == 4:
+            _pack(network)
     network.requires_grad_(False)
     network.eval()
     return network
+
+
+def _pack(network: PreTrainedModel) -> None:
+    """Put modules that hold NF4 in place of those that are quantised."""
+    for path, module in list(network.named_modules()):
+        parent, _, name = path.rpartition(".")
+        if experts.is_stack(module):
+            try:
+                setattr(network.get_submodule(parent), name, experts.pack(module))
+            except ValueError as error:
+                raise Failure("model_unsupported", f"{path} cannot be quantised: {error}") from error
+        elif type(module) is nn.Linear and module.bias is None and name != "lm_head" and not name.endswith("gate"):
+            setattr(network.get_submodule(parent), name, NF4Linear(module.out_features, module.in_features))
 
 
 def needs(network: PreTrainedModel) -> list[Need]:

@@ -58,10 +58,10 @@ def _load(described: Manifest, item: Path, device: torch.device) -> Loaded:
     weights = sorted(name for name in described.files if name.endswith(".safetensors"))
     others = described.files.keys() - set(weights)
     _require_digests(described, {name: manifest.describe(item / name)["sha256"] for name in others})
-    planned = plan.of_item(described.name, item, described.dtype)
+    planned = plan.of_item(described.name, item, described.dtype, described.bits)
     if planned.ledger != described.ledger:
         raise Failure("model_broken", f"{described.tag}: the ledger of its manifest is not that of its config")
-    built = network.build(AutoConfig.from_pretrained(item), getattr(torch, described.dtype))
+    built = network.build(AutoConfig.from_pretrained(item), getattr(torch, described.dtype), described.bits)
     report = network.fill(built, [item / name for name in weights], device)
     _require_digests(described, report.digests)
     network.prove(built, planned.specs, device)
@@ -162,8 +162,8 @@ def _abandoned(work: Path) -> bool:
 def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path, on: torch.device) -> None:
     """Quantise layer by layer into one shard each, then config, tokenizer, model.yaml and the manifest."""
     checkpoint.config.to_json_file(item / "config.json")
-    planned = plan.of_item(model.name, item, model.dtype)
-    built = network.build(checkpoint.config, getattr(torch, model.dtype))
+    planned = plan.of_item(model.name, item, model.dtype, model.bits)
+    built = network.build(checkpoint.config, getattr(torch, model.dtype), model.bits)
     network.require(network.specs(built), planned.specs)
     _require_disk(item, planned.weights)
     shards.write(checkpoint, network.needs(built), planned.specs, item, on)

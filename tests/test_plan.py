@@ -186,10 +186,10 @@ def test_without_heads_for_keys_of_its_own_a_model_has_one_for_every_head() -> N
     assert plan.make("it", absent, "bfloat16") == plan.make("it", {**LLAMA, "num_key_value_heads": 4}, "bfloat16")
 
 
-def real(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Spec]:
+def real(config: Mapping[str, Any], dtype: torch.dtype, bits: int = 4) -> dict[str, Spec]:
     """The parameters of the module that would be loaded."""
     described = dict(config)
-    return network.specs(network.build(AutoConfig.for_model(described.pop("model_type"), **described), dtype))
+    return network.specs(network.build(AutoConfig.for_model(described.pop("model_type"), **described), dtype, bits))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -287,7 +287,7 @@ def test_every_layer_adds_the_same(config: dict[str, Any], layers: int) -> None:
 )
 def test_other_architectures_than_one_that_is_known_are_refused(architectures: Any) -> None:
     assert refused({**LLAMA, "architectures": architectures}) == (
-        f"architectures is {architectures!r}; LlamaForCausalLM and MixtralForCausalLM are known"
+        f"architectures is {architectures!r}; known: {', '.join(plan.ANATOMIES)}"
     )
 
 
@@ -533,3 +533,26 @@ def test_a_config_of_something_else_is_unsupported(tmp_path: Path, text: str) ->
     with pytest.raises(Failure) as failure:
         plan.of_item("it", tmp_path, "bfloat16")
     assert failure.value.code == "model_unsupported"
+
+
+def test_a_model_of_16_bits_has_one_tensor_a_matrix() -> None:
+    planned = plan.make("it", LLAMA, "bfloat16", 16)
+    assert planned.specs == real(LLAMA, torch.bfloat16, 16)
+    assert plan.GROUPS[-1] not in planned.ledger
+    assert planned.parameters == plan.make("it", LLAMA, "bfloat16").parameters
+    assert planned.kv_bytes_per_token == plan.make("it", LLAMA, "bfloat16").kv_bytes_per_token
+
+
+@pytest.mark.parametrize(
+    "config, dtype, bits, why",
+    [
+        (LLAMA, "bfloat16", 32, "bits is 32; a bfloat16 model has 4 or 16"),
+        (LLAMA, "float32", 16, "bits is 16; a float32 model has 4 or 32"),
+        (LLAMA, "int8", 8, "dtype is 'int8'; bfloat16, float16, float32 are known"),
+        (TINY_MIXTRAL, "bfloat16", 16, "experts of 16 bits are not known"),
+    ],
+)
+def test_bits_that_are_not_known_are_refused(config: dict[str, Any], dtype: str, bits: int, why: str) -> None:
+    with pytest.raises(Failure) as refused:
+        plan.make("it", config, dtype, bits)
+    assert refused.value.message == f"it cannot be planned: {why}"

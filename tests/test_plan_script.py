@@ -353,10 +353,10 @@ def changed(**changes: Any) -> str:
         ("[]", "is no model of the catalogue and no config.json"),
         ("7", "is no model of the catalogue and no config.json"),
         ('{"hidden_size": ' + "9" * 5000 + "}", "is no model of the catalogue and no config.json"),
-        ("{}", " cannot be planned: architectures is None; LlamaForCausalLM and MixtralForCausalLM are known"),
+        ("{}", " cannot be planned: architectures is None; known: LlamaForCausalLM, MixtralForCausalLM"),
         (
             changed(architectures=["GPT2LMHeadModel"]),
-            "architectures is ['GPT2LMHeadModel']; LlamaForCausalLM and MixtralForCausalLM are known",
+            "architectures is ['GPT2LMHeadModel']; known: LlamaForCausalLM, MixtralForCausalLM",
         ),
         (changed(hidden_size=None), " cannot be planned: hidden_size is None, not a whole number from 1 to 16,777,216"),
         (changed(num_attention_heads=0), "num_attention_heads is 0, not a whole number from 1 to 16,777,216"),

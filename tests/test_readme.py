@@ -86,7 +86,7 @@ def test_the_tree_names_every_module_and_nothing_else() -> None:
     modules = {path.name for part in ("serving", "models") for path in (ROOT / part).rglob("*.py")} - {"__init__.py"}
     listed = set(re.findall(r"\w+\.py", tree))
     assert all(list(ROOT.rglob(name)) for name in listed)
-    for room, following in (("engine", "schema/"), ("schema", "template.py")):
+    for room, following in (("anatomy", "checkup.py"), ("engine", "schema/"), ("schema", "template.py")):
         inside = {path.stem for path in (ROOT / "models" / room).glob("*.py")} - {"__init__"}
         line = tree[tree.index(f"  {room}/") : tree.index(f"  {following}")]
         assert set(re.findall(r"\w+", line.split(":")[1])) == inside
