@@ -23,9 +23,10 @@ from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
 from serving import decisions  # noqa: E402
+from serving.arrival import Arrival  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
-from serving.protocol import Arrival, Prompt, Reply  # noqa: E402
+from serving.protocol import Prompt, Reply  # noqa: E402
 from serving.status import Status  # noqa: E402
 
 # Unpickling a body is running it. BentoML uses this one only between services, and there is one service.
@@ -93,7 +94,7 @@ class ZopilotGPU:
             os._exit(1)
         self.runtime = runtime
         print(f"zopilot-gpu: {runtime.report}", flush=True)
-        STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive, runtime.info)
+        STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive, runtime.info, runtime.queue)
         if not runtime.engine.wait():
             print("zopilot-gpu: the engine has stopped by a fault; the process ends", file=sys.stderr, flush=True)
             STATUS.fail()
@@ -118,25 +119,25 @@ class ZopilotGPU:
         input_spec=Prompt,
         output_spec=Reply,
     )
-    def prompt(self, arrivals: list[Arrival]) -> list[Arrival]:
+    def prompt(self, arrivals: list[Arrival[Prompt]]) -> list[Arrival[Prompt]]:
         """Ask about a document. Admits what BentoML has gathered and gives each its ticket; nobody waits here."""
         for arrival in arrivals:
-            if arrival.prompt is not None:
-                self._admit(arrival, self.runtime.prompts.ask, arrival.prompt, arrival.prompt.deadline_ms)
+            if arrival.asked is not None:
+                self._admit(arrival, self.runtime.prompts.ask, arrival.asked.deadline_ms)
         return arrivals
 
     @bentoml.api(route="/v1/decisions", input_spec=decisions.Questions, output_spec=decisions.Answers)
-    async def decide(self, arrival: decisions.Arrival) -> decisions.Arrival:
+    async def decide(self, arrival: Arrival[decisions.Questions]) -> Arrival[decisions.Questions]:
         """Typed questions about one input. Admits them all, in a thread: they may be many."""
-        if arrival.questions is not None:
-            await asyncio.to_thread(self._admit, arrival, self.runtime.decisions.ask, arrival.questions, None)
+        if arrival.asked is not None:
+            await asyncio.to_thread(self._admit, arrival, self.runtime.decisions.ask)
         return arrival
 
-    def _admit(self, arrival: Any, ask: Callable[[Any, float], Any], asked: Any, deadline_ms: int | None) -> None:
+    def _admit(self, arrival: Arrival[Any], ask: Callable[[Any, float], Any], deadline_ms: int | None = None) -> None:
         """A refusal is a value: it is this arrival's alone."""
         allowed = min(deadline_ms or SETTINGS.deadline_ms, SETTINGS.deadline_ms)
         try:
-            ticket = ask(asked, arrival.caller.since + allowed / 1000)
+            ticket = ask(arrival.asked, arrival.caller.since + allowed / 1000)
         except Failure as refused:
             arrival.failure = refused
         except Exception as error:

@@ -95,6 +95,10 @@ class Hearing:
     priors: list[Prior] = field(default_factory=list)
     owed: list[Prior] = field(default_factory=list)  # of these, what is to be given back
 
+    @property
+    def progress(self) -> float:
+        return sum(scoring.progress for scoring in self.scorings) / len(self.scorings)
+
     def cancel(self) -> None:
         for scoring in self.scorings:
             scoring.cancel()

@@ -35,6 +35,8 @@ SPLITTERS = ThreadPoolExecutor(1, "split")  # seconds each: short answers, close
 class Ticket(Protocol):
     """A question on its way."""
 
+    @property
+    def progress(self) -> float: ...
     def cancel(self) -> None: ...
     async def answer(self) -> Answer: ...
 
@@ -70,8 +72,13 @@ class Inquiry:
         self._measure, self._ask, self._close = measure, ask, close
         self._on_conflict, self._deadline = on_conflict, deadline
         self._tickets: list[Ticket] = []
+        self._parts = 0
         self._gone = False
         self._since = time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        return sum(ticket.progress for ticket in self._tickets) / max(self._parts, 1)
 
     def cancel(self) -> None:
         self._gone = True
@@ -83,6 +90,7 @@ class Inquiry:
         tasks: list[asyncio.Task[Answer]] = []
         try:
             windows = await asyncio.get_running_loop().run_in_executor(SPLITTERS, self._split)
+            self._parts = len(windows)
             for window in windows:
                 ticket = await self._submit(self.part(window.pieces), tasks)
                 tasks.append(asyncio.create_task(ticket.answer()))

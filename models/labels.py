@@ -40,6 +40,10 @@ class Decision:
     task: str
     calibration: Calibration | None
 
+    @property
+    def progress(self) -> float:
+        return self.scoring.progress
+
     def cancel(self) -> None:
         self.scoring.cancel()
 

@@ -3,10 +3,8 @@
 Knows nothing of HTTP. `Prompts.ask` gives a ticket at once; its answer comes when the engine is done.
 """
 
-import asyncio
 import json
 import secrets
-from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from models.labels import Decision, Labels, form_of
 from models.question import Answer, Question, answer_schema, is_divisible, render, task
 from models.receipt import Receipts
 from models.template import JOINER, Template, Turn
+from models.ticket import Ticket
 
 TEMPLATE = "2"
 WARM_UP_SECONDS = 300.0
@@ -50,23 +49,6 @@ class Asked:
         if self.question.labels is not None:
             return form_of(self.question)
         return None if self.demand is None else self.demand.schema
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A question on its way. Cancelling it frees its row before the engine's next step."""
-
-    prompts: "Prompts"
-    asked: Asked
-    future: Future[Completion]
-
-    def cancel(self) -> None:
-        self.future.cancel()
-
-    async def answer(self) -> Answer:
-        """Wait for the completion and close it, which may take a while where the document is long; raises Failure."""
-        completion = await asyncio.wrap_future(self.future)
-        return await asyncio.to_thread(self.prompts.close, completion, self.asked)
 
 
 class Prompts:
@@ -91,7 +73,7 @@ class Prompts:
         self._labels = Labels(model, self._template, engine, tokenizer.eos_token_id, receipts, calibrations)
         self._calibrations = calibrations
 
-    def ask(self, question: Question, deadline: float) -> Ticket | Decision | Inquiry:
+    def ask(self, question: Question, deadline: float) -> Ticket[Asked] | Decision | Inquiry:
         """Check, render, tokenise and submit; a document that is too long for one prompt is asked about window by
         window. `deadline` is on the monotonic clock. Raises Failure."""
         try:
@@ -102,7 +84,7 @@ class Prompts:
                 raise
         return self._inquire(question, deadline)
 
-    def _ask(self, question: Question, deadline: float) -> Ticket | Decision:
+    def _ask(self, question: Question, deadline: float) -> Ticket[Asked] | Decision:
         if question.labels is not None:
             return self._labels.ask(question, deadline)
         ids = self._encode(question, self._model.context_length)
@@ -117,7 +99,7 @@ class Prompts:
                     f"max_new_tokens: the shortest answer found that fits the schema takes {shortest} tokens",
                 )
         self._engine.submit(sequence)
-        return Ticket(self, asked, sequence.future)
+        return Ticket(sequence, asked, self.close)
 
     def _inquire(self, question: Question, deadline: float) -> Inquiry:
         """The caller's own demands are for the merged answer to keep; what parts cannot be asked is refused at once."""

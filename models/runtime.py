@@ -81,6 +81,15 @@ class Runtime:
             "calibrations": [{"id": each.id, **asdict(each)} for each in active],
         }
 
+    def queue(self) -> dict[str, Any]:
+        """Figures for /status: who waits, who is computed, and how long a new one would wait, in seconds."""
+        return {
+            "waiting": self.engine.waiting,
+            "running": self.engine.running,
+            "queued_cost": self.engine.admission.queued,
+            "expected_wait": round(self.engine.admission.wait, 1),
+        }
+
     def detail(self) -> dict[str, Any]:
         """Figures for /health: what is loaded, proven in bytes, and what the engine is doing."""
         cache = self.engine.cache
@@ -98,10 +107,7 @@ class Runtime:
             "device": str(self.engine.device),
             "engine": {
                 "path": self.engine.forward.name,
-                "waiting": self.engine.waiting,
-                "running": self.engine.running,
-                "queued_cost": self.engine.admission.queued,
-                "expected_wait": round(self.engine.admission.wait, 1),
+                **self.queue(),
                 "tokens": dict(self.engine.tokens),
                 "kv_tokens": {"budget": cache.budget, **cache.tokens()},
                 "kv_bytes_per_token": cache.bytes_per_token,

@@ -102,6 +102,10 @@ class Scoring:
         """Whether it has ended without scores."""
         return any(row.future.done() and (row.future.cancelled() or row.future.exception()) for row in self.sequences)
 
+    @property
+    def progress(self) -> float:
+        return sum(row.progress for row in self.sequences) / len(self.sequences)
+
     def cancel(self) -> None:
         for sequence in self.sequences:
             sequence.future.cancel()

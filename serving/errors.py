@@ -10,6 +10,7 @@ from prometheus_client import Counter
 from starlette.responses import JSONResponse
 
 from models.failure import Failure
+from serving.caller import Caller
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,20 @@ class FieldFailure(Failure):
 REFUSALS = Counter("zopilot_refusals", "answers that are errors, by error_type", ["code"])
 
 
-def respond(failure: Failure, request_id: str, path: str = "") -> JSONResponse:
+def respond(failure: Failure, caller: Caller) -> JSONResponse:
     """The failure in the envelope of its path, with its status and, where trying again may help, Retry-After."""
     REFUSALS.labels(failure.code).inc()
+    caller.outcome = failure.code
     kind = KINDS[failure.code]
     retry_after = kind.retry_after if failure.retry_after is None else failure.retry_after
-    headers = {"X-Request-Id": request_id}
+    headers = {"X-Request-Id": caller.request_id}
     if retry_after is not None:
         headers["Retry-After"] = str(math.ceil(retry_after))
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    told = {"retryable": retry_after is not None, "request_id": request_id}
+    told = {"retryable": retry_after is not None, "request_id": caller.request_id}
     message = failure.message or kind.message
-    if not path.startswith(OPENAI):
+    if not caller.path.startswith(OPENAI):
         body = {"success": False, "error": message, "error_type": failure.code, **told}
         return JSONResponse(body, kind.status, headers)
     if kind.status >= 500 and retry_after is None:

@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.failure import Failure
+from serving.caller import Caller
 from serving.errors import failure, respond
-from serving.protocol import Caller
 from serving.status import Status
 
 BODY_SECONDS = 30.0
@@ -29,6 +29,7 @@ ROUTES = {
     "/readyz": "GET",
     "/health": "GET",
     "/info": "GET",
+    "/status": "GET",
     "/metrics": "GET",
     "/schema.json": "GET",
     "/docs.json": "GET",
@@ -66,12 +67,12 @@ class Gate:
         self._open_paths = PROBES | ({"/health"} if health_public else set())
         self._max_body = max_body
         self._max_open = max_open
-        self._open = 0
-        self._probes: dict[str, Callable[[str], ASGIApp]] = {
+        self._probes: dict[str, Callable[[Caller], ASGIApp]] = {
             "/livez": status.livez,
             "/readyz": status.readyz,
             "/health": status.health,
             "/info": status.info,
+            "/status": status.status,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,21 +82,18 @@ class Gate:
             return await send({"type": "websocket.close", "code": 1008})
         headers = Headers(scope=scope)
         shown = headers.get("x-request-id", "")
-        caller = Caller(shown if REQUEST_ID.fullmatch(shown) else uuid.uuid4().hex)
+        caller = Caller(shown if REQUEST_ID.fullmatch(shown) else uuid.uuid4().hex, scope["path"])
         try:
             self._check(scope, headers)
             if probe := self._probes.get(scope["path"]):
-                return await probe(caller.request_id)(scope, receive, send)
+                return await probe(caller)(scope, receive, send)
         except Failure as refused:
-            response = respond(refused, caller.request_id, scope["path"])
+            response = respond(refused, caller)
             if response.status_code == 405:
                 response.headers["Allow"] = ROUTES[scope["path"]]
             return await response(scope, receive, send)
-        self._open += 1
-        try:
+        with self._status.jobs.under_way(caller):
             await self._pass(scope, headers, caller, receive, send)
-        finally:
-            self._open -= 1
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         path, method = scope["path"], scope["method"]
@@ -108,7 +106,7 @@ class Gate:
         if method == "POST":
             if not self._status.ready:
                 raise failure("model_loading")
-            if self._open >= self._max_open:
+            if len(self._status.jobs) >= self._max_open:
                 raise failure("queue_full")
             media, _, parameters = headers.get("content-type", "").partition(";")
             if media.strip().lower() != "application/json" or not _is_utf8(parameters):
@@ -142,9 +140,9 @@ class Gate:
         try:
             body = await self._read(headers, receive)
         except Failure as refused:
-            return await respond(refused, caller.request_id, scope["path"])(scope, receive, send)
+            return await respond(refused, caller)(scope, receive, send)
         except ClientLeft:
-            return None
+            return caller.leave()
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         left = asyncio.Event()
 
@@ -162,7 +160,7 @@ class Gate:
 
         watcher = asyncio.create_task(watch())
         try:
-            await self._app({**scope, "caller": caller}, replay, Envelope(send, scope, caller.request_id))
+            await self._app({**scope, "caller": caller}, replay, Envelope(send, scope, caller))
         finally:
             watcher.cancel()
 
@@ -174,10 +172,10 @@ class ClientLeft(Exception):
 class Envelope:
     """Passes a response on, but answers in our own envelope where BentoML made up an error body of its own."""
 
-    def __init__(self, send: Send, scope: Scope, request_id: str) -> None:
+    def __init__(self, send: Send, scope: Scope, caller: Caller) -> None:
         self._send = send
         self._scope = scope
-        self._request_id = request_id
+        self._caller = caller
         self._replaced = False
 
     async def __call__(self, message: Message) -> None:
@@ -185,10 +183,10 @@ class Envelope:
             ours = any(name.lower() == b"x-request-id" for name, _ in message["headers"])
             if message["status"] >= 400 and not ours:
                 self._replaced = True
-                response = respond(failure("internal_error"), self._request_id, self._scope["path"])
+                response = respond(failure("internal_error"), self._caller)
                 return await response(self._scope, _nothing, self._send)
             if not ours:
-                message["headers"] = [*message["headers"], (b"x-request-id", self._request_id.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", self._caller.request_id.encode())]
         if not self._replaced:
             await self._send(message)
 

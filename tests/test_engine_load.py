@@ -20,10 +20,11 @@ from models.engine.cache import BLOCK
 from models.engine.engine import Engine
 from models.engine.sequence import Completion, Sampling, Sequence
 from models.failure import Failure
-from models.prompt import Prompts, Ticket
+from models.prompt import Asked, Prompts
 from models.receipt import Receipts
 from models.runtime import stop_ids
 from models.schema.dialect import Schema
+from models.ticket import Ticket
 from serving.protocol import Prompt
 from tests.test_closing import schema_of
 
@@ -241,9 +242,11 @@ class NoModel(torch.nn.Module):
         return SimpleNamespace(last_hidden_state=self.hidden[:, : input_ids.shape[1]])
 
 
-def ask_for(prompts: Prompts, engine: Engine, schema: Schema, budgets: range) -> Iterator[tuple[int, Ticket | Failure]]:
+def ask_for(
+    prompts: Prompts, engine: Engine, schema: Schema, budgets: range
+) -> Iterator[tuple[int, Ticket[Asked] | Failure]]:
     """A ticket or a refusal for each budget, computed."""
-    made: list[tuple[int, Ticket | Failure]] = []
+    made: list[tuple[int, Ticket[Asked] | Failure]] = []
     for most in budgets:
         try:
             fields = {"prompt": "x", "schema": schema, "max_new_tokens": most, "allow_partial": True}
@@ -290,7 +293,7 @@ def test_every_budget_gives_a_whole_answer_or_a_typed_refusal(
                     assert str(shortest) in outcome.message
                     kinds["too little"] += 1
                     continue
-                completion = outcome.future.result()
+                completion = outcome.sequence.future.result()
                 assert completion.finish_reason != "length"
                 assert shortest <= most >= len(completion.tokens)
                 kinds[completion.finish_reason] += 1
@@ -300,10 +303,10 @@ def test_every_budget_gives_a_whole_answer_or_a_typed_refusal(
     assert min(kinds["too little"], kinds["closed"], kinds["stop"]) > len(seeds)
 
 
-def judge(ticket: Ticket, completion: Completion, kinds: Counter[str]) -> None:
+def judge(ticket: Ticket[Asked], completion: Completion, kinds: Counter[str]) -> None:
     """Closed by its budget it is an error unless it was allowed; in any case it is whole and fits."""
     try:
-        ticket.prompts.close(completion, ticket.asked)
+        ticket.close(completion, ticket.asked)
     except Failure as failure:
         # llguidance lets numbers grow beyond what a double holds; the second look refuses them.
         assert failure.code == "answer_invalid"
@@ -312,7 +315,7 @@ def judge(ticket: Ticket, completion: Completion, kinds: Counter[str]) -> None:
     if completion.finish_reason == "closed":
         ticket.asked.question.allow_partial = False
         with pytest.raises(Failure, match="answer_truncated"):
-            ticket.prompts.close(completion, ticket.asked)
+            ticket.close(completion, ticket.asked)
 
 
 def overhead(rows: int, steps: int) -> list[float]:

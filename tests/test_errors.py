@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.failure import Failure
+from serving.caller import Caller
 from serving.errors import KINDS, OPERATOR_CODES, failure, respond
 from tests.conftest import ROOT
 
@@ -27,7 +28,7 @@ def test_every_code_that_is_raised_is_in_a_table_and_every_entry_is_raised() -> 
 
 @pytest.mark.parametrize("code", list(KINDS))
 def test_the_envelope(code: str) -> None:
-    response = respond(failure(code), "an-id")
+    response = respond(failure(code), Caller("an-id"))
     body = json.loads(bytes(response.body))
     assert response.status_code == KINDS[code].status
     assert list(body) == ["success", "error", "error_type", "retryable", "request_id"]
@@ -37,7 +38,7 @@ def test_the_envelope(code: str) -> None:
 
 
 def test_a_measured_retry_after_goes_before_the_default_and_is_rounded_up() -> None:
-    response = respond(Failure("queue_full", "3 prompts are waiting", retry_after=6.2), "id")
+    response = respond(Failure("queue_full", "3 prompts are waiting", retry_after=6.2), Caller("id"))
     assert response.headers["retry-after"] == "7"
 
 
@@ -48,4 +49,4 @@ def test_permanent_faults_are_not_offered_again() -> None:
 
 
 def test_401_names_the_scheme() -> None:
-    assert respond(failure("unauthorized"), "id").headers["www-authenticate"] == "Bearer"
+    assert respond(failure("unauthorized"), Caller("id")).headers["www-authenticate"] == "Bearer"

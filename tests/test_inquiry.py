@@ -59,6 +59,8 @@ def shown(question: Question) -> str:
 class Said:
     """An answer that is there at once, or when the gate opens; cancelled, it never comes."""
 
+    progress = 0.5
+
     def __init__(self, answer: Answer | Failure, gate: asyncio.Event | None = None) -> None:
         self.said, self.gate = answer, gate
         self.cancelled = self.waiting = False

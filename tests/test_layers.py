@@ -44,6 +44,7 @@ FLOORS = {
     "models.scoring": 6,
     "models.sightings": 6,
     "serving": 6,
+    "models.ticket": 7,
     "models.audit": 7,
     "models.receipt": 7,
     "models.pairing": 7,

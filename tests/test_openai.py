@@ -26,7 +26,8 @@ from openai.types.decision import (
 )
 
 from models.failure import Failure
-from serving.decisions import Questions, write
+from serving.caller import Caller
+from serving.decisions import Questions, tell
 from serving.errors import KINDS, OPENAI, FieldFailure, failure, respond
 from serving.openai import read
 from tests.conftest import Server, serve
@@ -210,7 +211,7 @@ shares = (
 def test_scores_stay_within_their_levels(shares: list[float]) -> None:
     levels = [{"label": str(at)} for at in range(len(shares))]
     (question,) = parse(questions=[{**SCORE, "levels": levels}]).questions
-    answer = write(question, shares)
+    answer = tell(question, shares)
     assert 0 <= answer["score"] <= len(shares) - 1
     assert answer["confidence"] == max(shares)
     assert [told["value"] for told in answer["probabilities"]] == list(range(len(shares)))
@@ -218,14 +219,14 @@ def test_scores_stay_within_their_levels(shares: list[float]) -> None:
 
 def test_a_score_is_the_expected_level_and_a_choice_the_likeliest() -> None:
     _, choice, score = parse().questions
-    assert write(score, [0.25, 0.25, 0.5])["score"] == 1.25
-    chosen = write(choice, [0.25, 0.25, 0.5])
+    assert tell(score, [0.25, 0.25, 0.5])["score"] == 1.25
+    chosen = tell(choice, [0.25, 0.25, 0.5])
     assert chosen["choice"] is True and chosen["confidence"] == 0.5
 
 
 def test_where_the_model_failed_there_is_a_refusal() -> None:
     for question in parse().questions:
-        body = {"model": MODEL, "answers": [write(question, None)], "usage": {}}
+        body = {"model": MODEL, "answers": [tell(question, None)], "usage": {}}
         (answer,) = Decision.model_validate({**body, "usage": USAGE}).answers
         assert isinstance(answer, AnswerAnswerResourceRefusal)
         assert answer.name == question.name
@@ -242,7 +243,7 @@ USAGE = {
 
 @pytest.mark.parametrize("code", list(KINDS))
 def test_the_envelope(code: str) -> None:
-    response = respond(failure(code), "an-id", f"{OPENAI}decisions")
+    response = respond(failure(code), Caller("an-id", f"{OPENAI}decisions"))
     body = json.loads(bytes(response.body))
     assert list(body) == ["error"]
     assert list(body["error"]) == ["message", "type", "param", "code", "retryable", "request_id"]
@@ -256,7 +257,7 @@ def test_the_envelope(code: str) -> None:
 
 def test_the_type_of_an_error_goes_by_its_status() -> None:
     def kind(code: str) -> str:
-        return str(json.loads(bytes(respond(Failure(code, "x"), "id", OPENAI).body))["error"]["type"])
+        return str(json.loads(bytes(respond(Failure(code, "x"), Caller("id", OPENAI)).body))["error"]["type"])
 
     assert kind("unauthorized") == "authentication_error"
     assert kind("queue_full") == "overloaded_error"

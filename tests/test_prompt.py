@@ -22,11 +22,12 @@ from models.engine.sequence import Completion, FinishReason, Sampling
 from models.failure import Failure
 from models.inquiry import Inquiry
 from models.labels import Decision
-from models.prompt import MAX_SEED, Asked, Prompts, Ticket
+from models.prompt import MAX_SEED, Asked, Prompts
 from models.question import Answer, Question, answer_schema, task
 from models.receipt import Receipts
 from models.runtime import stop_ids
 from models.template import JOINER, Template, Turn, guard
+from models.ticket import Ticket
 from serving.protocol import Prompt
 from tests.conftest import EXAMPLES
 
@@ -81,7 +82,7 @@ def prompts(small: store.Loaded) -> Iterator[Prompts]:
     engine.stop()
 
 
-def ask(prompts: Prompts, prompt: str = "Total?", **fields: Any) -> Ticket:
+def ask(prompts: Prompts, prompt: str = "Total?", **fields: Any) -> Ticket[Asked]:
     ticket = prompts.ask(question(prompt, **fields), NEVER)
     assert isinstance(ticket, Ticket)
     return ticket
@@ -91,7 +92,7 @@ def asked_of(prompts: Prompts, prompt: str = "Total?", **fields: Any) -> Asked:
     return ask(prompts, prompt, **fields).asked
 
 
-def answer(ticket: Ticket | Decision | Inquiry) -> Answer:
+def answer(ticket: Ticket[Asked] | Decision | Inquiry) -> Answer:
     return asyncio.run(ticket.answer())
 
 
@@ -370,7 +371,7 @@ def test_labels_end_to_end(smollm2: store.Loaded) -> None:
 
 def test_the_confidence_of_a_made_answer_is_that_of_its_tokens(prompts: Prompts) -> None:
     ticket = ask(prompts, schema=TEXT, context={"document": "Dear Sir"})
-    got, done = answer(ticket), ticket.future.result()
+    got, done = answer(ticket), ticket.sequence.future.result()
     assert len(done.logprobs) == len(done.tokens)
     assert got.detail["confidence"].keys() == {"/a"}
     raw = got.detail["confidence"]["/a"]["raw"]
@@ -406,7 +407,7 @@ def test_a_cancelled_ticket_gives_its_row_back(small: store.Loaded) -> None:
         engine.step()
     assert (engine.running, engine.cache.used) == (0, 0)
     with pytest.raises(CancelledError):
-        ticket.future.result(timeout=0)
+        ticket.sequence.future.result(timeout=0)
 
 
 def test_who_stops_waiting_cancels(small: store.Loaded) -> None:
@@ -421,7 +422,7 @@ def test_who_stops_waiting_cancels(small: store.Loaded) -> None:
             await waiting
 
     asyncio.run(leave())
-    assert ticket.future.cancelled()
+    assert ticket.sequence.future.cancelled()
 
 
 def test_warm_up_goes_through_every_part_and_tells_of_a_fault(small: store.Loaded) -> None:

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.failure import Failure
+from serving.arrival import Arrival
+from serving.caller import Caller
 from serving.errors import failure
-from serving.protocol import Arrival, Caller, Prompt, Reply
+from serving.protocol import Prompt, Reply
 
 
 def refusal(body: bytes) -> Failure:
@@ -158,6 +160,7 @@ class FakeTicket:
     """Stands for models/prompt.py's, which needs a model."""
 
     outcome: Any
+    progress: float = 0.0
     cancelled: list[bool] = field(default_factory=list)
 
     def cancel(self) -> None:
@@ -180,7 +183,7 @@ class FakeAnswer:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-def reply(arrival: Arrival) -> tuple[int, dict[str, Any]]:
+def reply(arrival: Arrival[Prompt]) -> tuple[int, dict[str, Any]]:
     response = asyncio.run(Reply.to_http_response([arrival], None))
     return response.status_code, json.loads(bytes(response.body))
 
@@ -241,7 +244,7 @@ def test_a_refusal_keeps_its_own_code() -> None:
 
 
 def test_two_rows_in_one_reply_are_an_error_not_a_mixup() -> None:
-    arrival = Arrival(Caller("id"), ticket=FakeTicket(FakeAnswer()))
+    arrival: Arrival[Prompt] = Arrival(Caller("id"), ticket=FakeTicket(FakeAnswer()))
     with pytest.raises(ValueError, match="too many values"):
         asyncio.run(Reply.to_http_response([arrival, arrival], None))
 

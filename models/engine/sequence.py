@@ -122,6 +122,11 @@ class Sequence:
         return len(self.prompt) + self.sampling.max_new_tokens
 
     @property
+    def progress(self) -> float:
+        """The share of its tokens, with all that the answer may take, that are computed."""
+        return 1.0 if self.future.done() else self.computed / self.capacity
+
+    @property
     def ended(self) -> bool:
         """Whether the grammar leaves nothing to say; Failure where it has broken down, which it calls stopped too."""
         if self.matcher is None or not self.matcher.is_stopped():

@@ -1,0 +1,57 @@
+"""What comes in at a route and what becomes of it: one arrival, from its body to its response. Knows no route.
+
+BentoML calls two hooks of a route's bodies: `receive` is what `from_http_request` does, `settle` what
+`to_http_response` does. Whoever leaves in between cancels what was begun for them.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from models.failure import Failure
+from serving.caller import Caller, Ticket
+from serving.errors import failure, respond
+
+Asked = TypeVar("Asked")
+
+
+@dataclass(eq=False)
+class Arrival(Generic[Asked]):
+    """What is asked or why that is unknown on its way in, a ticket or why there is none on its way out."""
+
+    caller: Caller
+    asked: Asked | None = None
+    ticket: Ticket | None = None
+    failure: Failure | None = None
+
+
+async def receive(request: Request, parse: Callable[[bytes], Asked]) -> Arrival[Asked]:
+    """The request's body as `parse` reads it, or as the Failure that this raises."""
+    caller: Caller = request.scope["caller"]
+    try:
+        return Arrival(caller, parse(await request.body()))
+    except Failure as refused:
+        return Arrival(caller, failure=refused)
+
+
+async def settle(arrival: Arrival[Any], write: Callable[[Any], Response | dict[str, Any]]) -> Response:
+    """The response: what `write` makes of the ticket's answer (a dict is a JSON body), or the error in its envelope."""
+    caller = arrival.caller
+    try:
+        if arrival.ticket is None:
+            raise arrival.failure or failure("internal_error")
+        written = write(await arrival.ticket.answer())
+    except Failure as refused:
+        return respond(refused, caller)
+    except asyncio.CancelledError:
+        if not caller.gone:
+            caller.leave()
+            raise
+        return respond(failure("client_closed_request"), caller)
+    if isinstance(written, Response):
+        return written
+    return JSONResponse(written, headers={"X-Request-Id": caller.request_id})
