@@ -14,26 +14,15 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.failure import Failure
+from serving import openapi
 from serving.caller import Caller
 from serving.errors import failure, respond
+from serving.routes import ROUTES
 from serving.status import Status
 
 BODY_SECONDS = 30.0
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-# Path → method. What is not here does not exist, whatever BentoML mounts.
-ROUTES = {
-    "/prompt": "POST",
-    "/v1/decisions": "POST",
-    "/livez": "GET",
-    "/readyz": "GET",
-    "/health": "GET",
-    "/info": "GET",
-    "/status": "GET",
-    "/metrics": "GET",
-    "/schema.json": "GET",
-    "/docs.json": "GET",
-}
 PROBES = frozenset({"/livez", "/readyz"})
 
 
@@ -73,6 +62,7 @@ class Gate:
             "/health": status.health,
             "/info": status.info,
             "/status": status.status,
+            "/openapi.json": openapi.show,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +80,7 @@ class Gate:
         except Failure as refused:
             response = respond(refused, caller)
             if response.status_code == 405:
-                response.headers["Allow"] = ROUTES[scope["path"]]
+                response.headers["Allow"] = ROUTES[scope["path"]].method
             return await response(scope, receive, send)
         with self._status.jobs.under_way(caller):
             await self._pass(scope, headers, caller, receive, send)
@@ -99,7 +89,7 @@ class Gate:
         path, method = scope["path"], scope["method"]
         if path not in ROUTES:
             raise failure("not_found")
-        if method != ROUTES[path]:
+        if method != ROUTES[path].method:
             raise failure("method_not_allowed")
         if path not in self._open_paths and not self._keys.admit(headers):
             raise failure("unauthorized")

@@ -458,9 +458,10 @@ def test_the_door_answers_in_the_same_envelope(
 
 
 def test_it_is_described_and_bentomls_client_can_ask(tiny_server: Server) -> None:
-    described = httpx.get(f"{tiny_server.url}/docs.json").json()["paths"]["/v1/decisions"]["post"]
-    schema = described["requestBody"]["content"]["application/json"]["schema"]
-    assert schema["required"] == ["model", "input", "questions"]
+    described = httpx.get(f"{tiny_server.url}/openapi.json").json()
+    body = described["paths"]["/v1/decisions"]["post"]["requestBody"]["content"]["application/json"]
+    assert body["schema"] == {"$ref": "#/components/schemas/Questions"}
+    assert described["components"]["schemas"]["Questions"]["required"] == ["model", "input", "questions"]
     with bentoml.SyncHTTPClient(tiny_server.url, timeout=60) as client:
         assert client.decide(BODY)["model"] == MODEL
 

@@ -340,9 +340,10 @@ def test_a_partial_answer_is_flagged_where_it_is_allowed_and_an_error_where_not(
 
 
 def test_the_openapi_description_has_the_exact_body(tiny_server: Server) -> None:
-    described = httpx.get(f"{tiny_server.url}/docs.json").json()
+    described = httpx.get(f"{tiny_server.url}/openapi.json").json()
     operation = described["paths"]["/prompt"]["post"]
-    body = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert operation["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Prompt"}
+    body = described["components"]["schemas"]["Prompt"]
     assert body["required"] == ["prompt"]
     assert body["properties"].keys() == {
         "prompt",
@@ -362,7 +363,7 @@ def test_the_openapi_description_has_the_exact_body(tiny_server: Server) -> None
         "on_conflict",
         "allow_partial",
     }
-    reply = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    reply = described["components"]["schemas"]["Reply"]
     assert reply["required"] == ["success", "output", "metadata"]
 
 
