@@ -4,22 +4,19 @@
 user are taken and have no effect.
 """
 
-import asyncio
 import json
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import bentoml
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from models.failure import Failure
-from serving.errors import OPENAI, failure, respond
+from serving.arrival import receive, settle
+from serving.errors import OPENAI
 from serving.openai import Messages, Parts, Wire, join, name_parts, read
-from serving.protocol import Caller
 
 
 def _require_text(parts: Parts) -> Parts:
@@ -102,23 +99,6 @@ class Findings(Protocol):
     input_tokens: int
 
 
-class Ticket(Protocol):
-    """Questions on their way through the engine (models/decisions.py)."""
-
-    def cancel(self) -> None: ...
-    async def answer(self) -> Findings: ...
-
-
-@dataclass(eq=False)
-class Arrival:
-    """A request's questions or why there are none on its way in, a ticket or why not on its way out."""
-
-    caller: Caller
-    questions: "Questions | None" = None
-    ticket: Ticket | None = None
-    failure: Failure | None = None
-
-
 class Questions(bentoml.IODescriptor):
     """The body of POST /v1/decisions."""
 
@@ -138,11 +118,7 @@ class Questions(bentoml.IODescriptor):
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
-        caller: Caller = request.scope["caller"]
-        try:
-            return Arrival(caller, questions=read(cls, await request.body()))
-        except Failure as refused:
-            return Arrival(caller, failure=refused)
+        return await receive(request, lambda body: read(cls, body))
 
 
 class Answers(bentoml.IODescriptor):
@@ -154,32 +130,22 @@ class Answers(bentoml.IODescriptor):
 
     @classmethod
     async def to_http_response(cls, obj: Any, serde: Any) -> Response:
-        arrival: Arrival = obj
-        caller = arrival.caller
-        try:
-            if arrival.ticket is None or arrival.questions is None:
-                raise arrival.failure or failure("internal_error")
-            found = await arrival.ticket.answer()
-        except Failure as refused:
-            return respond(refused, caller.request_id, OPENAI)
-        except asyncio.CancelledError:
-            if not caller.gone:
-                caller.leave()
-                raise
-            return respond(failure("client_closed_request"), caller.request_id, OPENAI)
-        told = zip(arrival.questions.questions, found.shares, strict=True)
-        body = {
-            "model": found.model,
-            "answers": [write(question, shares) for question, shares in told],
-            "usage": {
-                "input_tokens": found.input_tokens,
-                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-                "output_tokens": 0,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": found.input_tokens,
-            },
-        }
-        return JSONResponse(body, headers={"X-Request-Id": caller.request_id})
+        return await settle(obj, lambda found: write_all(obj.asked.questions, found), OPENAI)
+
+
+def write_all(questions: list[Question], found: Findings) -> dict[str, Any]:
+    told = zip(questions, found.shares, strict=True)
+    return {
+        "model": found.model,
+        "answers": [write(question, shares) for question, shares in told],
+        "usage": {
+            "input_tokens": found.input_tokens,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": 0,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": found.input_tokens,
+        },
+    }
 
 
 def write(question: Predicate | Choice | Score, shares: list[float] | None) -> dict[str, Any]:

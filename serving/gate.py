@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.failure import Failure
+from serving.arrival import Caller
 from serving.errors import failure, respond
-from serving.protocol import Caller
 from serving.status import Status
 
 BODY_SECONDS = 30.0
@@ -25,6 +25,10 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 ROUTES = {
     "/prompt": "POST",
     "/v1/decisions": "POST",
+    "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
+    "/v1/models": "GET",
+    "/v1/models/": "GET",  # and one's name behind it
     "/livez": "GET",
     "/readyz": "GET",
     "/health": "GET",
@@ -33,6 +37,7 @@ ROUTES = {
     "/schema.json": "GET",
     "/docs.json": "GET",
 }
+ONE_MODEL = "/v1/models/"
 PROBES = frozenset({"/livez", "/readyz"})
 
 
@@ -72,6 +77,7 @@ class Gate:
             "/readyz": status.readyz,
             "/health": status.health,
             "/info": status.info,
+            "/v1/models": status.models,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,12 +90,14 @@ class Gate:
         caller = Caller(shown if REQUEST_ID.fullmatch(shown) else uuid.uuid4().hex)
         try:
             self._check(scope, headers)
+            if (name := scope["path"].removeprefix(ONE_MODEL)) != scope["path"]:
+                return await self._status.model(name, caller.request_id)(scope, receive, send)
             if probe := self._probes.get(scope["path"]):
                 return await probe(caller.request_id)(scope, receive, send)
         except Failure as refused:
             response = respond(refused, caller.request_id, scope["path"])
             if response.status_code == 405:
-                response.headers["Allow"] = ROUTES[scope["path"]]
+                response.headers["Allow"] = ROUTES[_route(scope["path"])]
             return await response(scope, receive, send)
         self._open += 1
         try:
@@ -98,7 +106,7 @@ class Gate:
             self._open -= 1
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        path, method = scope["path"], scope["method"]
+        path, method = _route(scope["path"]), scope["method"]
         if path not in ROUTES:
             raise failure("not_found")
         if method != ROUTES[path]:
@@ -195,6 +203,11 @@ class Envelope:
 
 async def _nothing() -> Message:
     return {"type": "http.disconnect"}
+
+
+def _route(path: str) -> str:
+    """The entry of ROUTES that a path has."""
+    return ONE_MODEL if path.startswith(ONE_MODEL) else path
 
 
 def _is_utf8(parameters: str) -> bool:

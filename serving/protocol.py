@@ -4,19 +4,16 @@ BentoML batches lists. `Prompt.from_http_request` makes a list of one out of a b
 `Reply.to_http_response` awaits the ticket of the one that came back. Tests pin both hooks to the pinned BentoML.
 """
 
-import asyncio
-import time
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
 import bentoml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from models.failure import Failure
+from serving.arrival import receive, settle
 from serving.body import read_json
-from serving.errors import failure, respond
 
 
 class Label(BaseModel):
@@ -45,43 +42,6 @@ class Answer(Protocol):
     completion_tokens: int
     seconds: float
     detail: dict[str, Any]
-
-
-class Ticket(Protocol):
-    """A prompt on its way through the engine (models/prompt.py, models/labels.py)."""
-
-    def cancel(self) -> None: ...
-    async def answer(self) -> Answer: ...
-
-
-class Caller:
-    """Who waits for one answer. Leaving cancels the ticket, whether it is held already or not."""
-
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
-        self.since = time.monotonic()
-        self.gone = False
-        self._ticket: Ticket | None = None
-
-    def hold(self, ticket: Ticket) -> None:
-        self._ticket = ticket
-        if self.gone:
-            ticket.cancel()
-
-    def leave(self) -> None:
-        self.gone = True
-        if self._ticket is not None:
-            self._ticket.cancel()
-
-
-@dataclass(eq=False)
-class Arrival:
-    """One row of BentoML's batch: a prompt or why there is none on its way in, a ticket or why not on its way out."""
-
-    caller: Caller
-    prompt: "Prompt | None" = None
-    ticket: Ticket | None = None
-    failure: Failure | None = None
 
 
 class Prompt(bentoml.IODescriptor):
@@ -130,11 +90,7 @@ class Prompt(bentoml.IODescriptor):
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: Any) -> Any:
-        caller: Caller = request.scope["caller"]
-        try:
-            return [Arrival(caller, prompt=cls.parse(await request.body()))]
-        except Failure as refused:
-            return [Arrival(caller, failure=refused)]
+        return [await receive(request, cls.parse)]
 
     @classmethod
     def parse(cls, body: bytes) -> "Prompt":
@@ -187,26 +143,17 @@ class Reply(bentoml.IODescriptor):
     @classmethod
     async def to_http_response(cls, obj: Any, serde: Any) -> Response:
         (arrival,) = obj
-        caller: Caller = arrival.caller
-        try:
-            if arrival.ticket is None:
-                raise arrival.failure or failure("internal_error")
-            answer = await arrival.ticket.answer()
-        except Failure as refused:
-            return respond(refused, caller.request_id)
-        except asyncio.CancelledError:
-            if not caller.gone:
-                caller.leave()
-                raise
-            return respond(failure("client_closed_request"), caller.request_id)
-        metadata = Metadata(
-            model=answer.model,
-            generation_time=round(answer.seconds, 3),
-            finish_reason=answer.finish_reason,
-            usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
-            request_id=caller.request_id,
-            **answer.detail,
-        )
-        told = {name: value for name, value in metadata.model_dump().items() if value is not None}
-        body = {"success": True, "output": answer.output, "metadata": told}
-        return JSONResponse(body, headers={"X-Request-Id": caller.request_id})
+        return await settle(arrival, lambda answer: write(answer, arrival.caller.request_id))
+
+
+def write(answer: Answer, request_id: str) -> dict[str, Any]:
+    metadata = Metadata(
+        model=answer.model,
+        generation_time=round(answer.seconds, 3),
+        finish_reason=answer.finish_reason,
+        usage=Usage(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens),
+        request_id=request_id,
+        **answer.detail,
+    )
+    told = {name: value for name, value in metadata.model_dump().items() if value is not None}
+    return {"success": True, "output": answer.output, "metadata": told}

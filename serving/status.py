@@ -2,14 +2,25 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from starlette.responses import JSONResponse
 
 from models.failure import Failure
-from serving.errors import failure, respond
+from serving.errors import OPENAI, failure, respond
 
 State = Literal["loading", "ready", "failed"]
+
+
+class Served(NamedTuple):
+    """A model that can be asked for by its name or by the `tag` of its weights; `since`, in seconds of Unix time."""
+
+    name: str
+    tag: str
+    since: int
+
+    def write(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self.since, "owned_by": "zopilot-gpu", "tag": self.tag}
 
 
 class Status:
@@ -20,6 +31,7 @@ class Status:
         self._since = time.monotonic()
         self._detail: Callable[[], dict[str, Any]] = dict
         self._info: Callable[[], dict[str, Any]] = dict
+        self._models: Callable[[], list[Served]] = list
         self._alive: Callable[[], bool] = lambda: True
 
     def become_ready(
@@ -27,8 +39,9 @@ class Status:
         detail: Callable[[], dict[str, Any]],
         alive: Callable[[], bool],
         info: Callable[[], dict[str, Any]] = dict,
+        models: Callable[[], "list[Served]"] = list,
     ) -> None:
-        self._detail, self._alive, self._info = detail, alive, info
+        self._detail, self._alive, self._info, self._models = detail, alive, info, models
         self.state = "ready"
 
     def fail(self) -> None:
@@ -60,6 +73,22 @@ class Status:
             return JSONResponse(self._info(), headers={"X-Request-Id": request_id})
         except Failure as refused:
             return respond(refused, request_id)
+
+    def models(self, request_id: str) -> JSONResponse:
+        """What can be asked for by name on the public API's routes, as it lists models."""
+        if not self.ready:
+            return respond(failure("model_loading"), request_id, OPENAI)
+        body = {"object": "list", "data": [each.write() for each in self._models()]}
+        return JSONResponse(body, headers={"X-Request-Id": request_id})
+
+    def model(self, name: str, request_id: str) -> JSONResponse:
+        """The one that goes by `name`, or a refusal."""
+        if not self.ready:
+            return respond(failure("model_loading"), request_id, OPENAI)
+        found = next((each for each in self._models() if name in (each.name, each.tag)), None)
+        if found is None:
+            return respond(failure("model_not_found"), request_id, OPENAI)
+        return JSONResponse(found.write(), headers={"X-Request-Id": request_id})
 
     def health(self, request_id: str) -> JSONResponse:
         """The detail; same status as readyz."""

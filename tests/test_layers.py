@@ -15,6 +15,7 @@ FLOORS = {
     "models.failure": 0,
     "models.normal": 0,
     "models.reading": 0,
+    "models.text": 0,
     "models.confidence": 0,
     "models.catalog": 1,
     "models.machine": 1,
@@ -48,9 +49,12 @@ FLOORS = {
     "models.receipt": 7,
     "models.pairing": 7,
     "models.pooling": 7,
+    "models.tools": 7,
     "models.labels": 8,
     "models.leniency": 8,
+    "models.speech": 8,
     "models.merging": 8,
+    "models.chat": 9,
     "models.inquiry": 9,
     "models.priors": 9,
     "models.decisions": 10,
@@ -62,7 +66,7 @@ FLOORS = {
     "benchmarks": 12,
 }
 TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.catalog", "models.machine"]
-TORCH_FREE += ["models.manifest", "models.plan", "models.checkup", "serving.protocol", "serving.errors"]
+TORCH_FREE += ["models.manifest", "models.plan", "models.checkup", "serving.protocol", "serving.errors", "serving.chat", "serving.completions"]
 TORCH_FREE += ["scripts.serve", "scripts.import_model", "scripts.plan", "scripts.doctor"]
 TORCH_FREE += ["models.confidence", "models.calibration", "models.evidence", "models.verdict", "models.merging"]
 TORCH_FREE += ["serving.body", "verification.__main__"]

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.failure import Failure
+from serving.arrival import Arrival, Caller
 from serving.errors import failure
-from serving.protocol import Arrival, Caller, Prompt, Reply
+from serving.protocol import Prompt, Reply
 
 
 def refusal(body: bytes) -> Failure:
