@@ -66,10 +66,10 @@ FLOORS = {
     "benchmarks": 12,
 }
 TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.catalog", "models.machine"]
-TORCH_FREE += ["models.manifest", "models.plan", "models.checkup", "serving.protocol", "serving.errors", "serving.chat", "serving.completions"]
+TORCH_FREE += ["models.manifest", "models.plan", "models.checkup", "serving.protocol", "serving.errors"]
 TORCH_FREE += ["scripts.serve", "scripts.import_model", "scripts.plan", "scripts.doctor"]
 TORCH_FREE += ["models.confidence", "models.calibration", "models.evidence", "models.verdict", "models.merging"]
-TORCH_FREE += ["serving.body", "verification.__main__"]
+TORCH_FREE += ["serving.body", "serving.chat", "serving.completions", "verification.__main__"]
 ROOMS = ["service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py", "benchmarks/**/*.py"]
 ROOMS += ["verification/**/*.py"]
 FILES = [path for part in ROOMS for path in ROOT.glob(part)]
