@@ -22,12 +22,12 @@ from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
 from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
-from serving import decisions  # noqa: E402
+from serving import chat, completions, decisions  # noqa: E402
 from serving.arrival import Arrival  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
 from serving.protocol import Prompt, Reply  # noqa: E402
-from serving.status import Status  # noqa: E402
+from serving.status import Served, Status  # noqa: E402
 
 # Unpickling a body is running it. BentoML uses this one only between services, and there is one service.
 ALL_SERDE.pop("application/vnd.bentoml+pickle", None)
@@ -94,12 +94,16 @@ class ZopilotGPU:
             os._exit(1)
         self.runtime = runtime
         print(f"zopilot-gpu: {runtime.report}", flush=True)
-        STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive, runtime.info, runtime.queue)
+        STATUS.become_ready(runtime.detail, lambda: runtime.engine.alive, runtime.info, runtime.queue, self._list)
         if not runtime.engine.wait():
             print("zopilot-gpu: the engine has stopped by a fault; the process ends", file=sys.stderr, flush=True)
             STATUS.fail()
             time.sleep(1)  # for those who waited to be told
             os._exit(1)
+
+    def _list(self) -> list[Served]:
+        """What can be asked for by name under /v1."""
+        return [Served(*each) for each in self.runtime.served()]
 
     @bentoml.on_shutdown
     def stop(self) -> None:
@@ -119,25 +123,37 @@ class ZopilotGPU:
         input_spec=Prompt,
         output_spec=Reply,
     )
-    def prompt(self, arrivals: list[Arrival[Prompt]]) -> list[Arrival[Prompt]]:
+    def prompt(self, arrivals: list[Arrival]) -> list[Arrival]:
         """Ask about a document. Admits what BentoML has gathered and gives each its ticket; nobody waits here."""
         for arrival in arrivals:
-            if arrival.asked is not None:
-                self._admit(arrival, self.runtime.prompts.ask, arrival.asked.deadline_ms)
+            self._admit(arrival, self.runtime.prompts.ask)
         return arrivals
 
     @bentoml.api(route="/v1/decisions", input_spec=decisions.Questions, output_spec=decisions.Answers)
-    async def decide(self, arrival: Arrival[decisions.Questions]) -> Arrival[decisions.Questions]:
+    async def decide(self, arrival: Arrival) -> Arrival:
         """Typed questions about one input. Admits them all, in a thread: they may be many."""
-        if arrival.asked is not None:
-            await asyncio.to_thread(self._admit, arrival, self.runtime.decisions.ask)
+        await asyncio.to_thread(self._admit, arrival, self.runtime.decisions.ask)
         return arrival
 
-    def _admit(self, arrival: Arrival[Any], ask: Callable[[Any, float], Any], deadline_ms: int | None = None) -> None:
+    @bentoml.api(route="/v1/chat/completions", input_spec=chat.Request, output_spec=chat.Completion)
+    async def chat(self, arrival: Arrival) -> Arrival:
+        """The assistant's next turn, at once or as a stream."""
+        await asyncio.to_thread(self._admit, arrival, self.runtime.chats.talk)
+        return arrival
+
+    @bentoml.api(route="/v1/completions", input_spec=completions.Request, output_spec=completions.Completion)
+    async def complete(self, arrival: Arrival) -> Arrival:
+        """What follows a text, at once or as a stream."""
+        await asyncio.to_thread(self._admit, arrival, self.runtime.chats.go_on)
+        return arrival
+
+    def _admit(self, arrival: Arrival, ask: Callable[[Any, float], Any]) -> None:
         """A refusal is a value: it is this arrival's alone."""
-        allowed = min(deadline_ms or SETTINGS.deadline_ms, SETTINGS.deadline_ms)
+        if arrival.failure is not None:
+            return
+        wanted = getattr(arrival.asked, "deadline_ms", None) or SETTINGS.deadline_ms
         try:
-            ticket = ask(arrival.asked, arrival.caller.since + allowed / 1000)
+            ticket = ask(arrival.asked, arrival.caller.since + min(wanted, SETTINGS.deadline_ms) / 1000)
         except Failure as refused:
             arrival.failure = refused
         except Exception as error:

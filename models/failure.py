@@ -13,3 +13,11 @@ class Failure(Exception):
         self.code = code
         self.message = message
         self.retry_after = retry_after
+
+
+class FieldFailure(Failure):
+    """A failure that one field of the body is to blame for: `param`, by its path."""
+
+    def __init__(self, code: str, message: str, param: str) -> None:
+        super().__init__(code, message)
+        self.param = param

@@ -68,9 +68,9 @@ class Prompts:
         self._engine = engine
         self._room = min(model.context_length, engine.cache.budget)  # tokens, of a prompt and its answer
         self._receipts = receipts
-        self._template = Template(tokenizer, model.markers, model.alternates)
-        self._grammars = Grammars(tokenizer, engine.vocabulary, stops)
-        self._labels = Labels(model, self._template, engine, tokenizer.eos_token_id, receipts, calibrations)
+        self.template = Template(tokenizer, model.markers, model.alternates)
+        self.grammars = Grammars(tokenizer, engine.vocabulary, stops)
+        self._labels = Labels(model, self.template, engine, tokenizer.eos_token_id, receipts, calibrations)
         self._calibrations = calibrations
 
     def ask(self, question: Question, deadline: float) -> Ticket[Asked] | Decision | Inquiry:
@@ -117,25 +117,25 @@ class Prompts:
             deadline,
         )
         if inquiry.schema:
-            self._grammars.compile(inquiry.schema)
+            self.grammars.compile(inquiry.schema)
         return inquiry
 
     def _encode(self, question: Question, most: int | None = None) -> list[int]:
         text = render(question.prompt, question.context, task(answer_schema(question)))
-        return self._template.encode([Turn("user", text)], most)
+        return self.template.encode([Turn("user", text)], most)
 
     def _read(self, question: Question, prompt_tokens: int) -> Asked:
         """What is refused whatever the model would say is refused here."""
         schema = answer_schema(question)
-        grammar = None if schema is None else self._grammars.compile(schema)
+        grammar = None if schema is None else self.grammars.compile(schema)
         demand = None if schema is None else audit.read(question, schema)
         return Asked(question, self._sampling(question, prompt_tokens), grammar, demand)
 
     def warm_up(self) -> None:
         """One short answer through every part, before the first caller's."""
-        ids = self._template.encode([Turn("user", "Ready?")])
+        ids = self.template.encode([Turn("user", "Ready?")])
         sequence = Sequence(ids, Sampling(8))
-        sequence.matcher, sequence.guard = self._grammars.compile({"type": "object"}).start()
+        sequence.matcher, sequence.guard = self.grammars.compile({"type": "object"}).start()
         self._engine.submit(sequence)
         sequence.future.result(timeout=WARM_UP_SECONDS)
 
@@ -146,7 +146,7 @@ class Prompts:
             raise Failure("invalid_value", "x-verbatim needs a document: context.document, or text after a blank line")
         # A joiner may be the template's, and is taken out of answers.
         pieces = tuple(piece for page in demand.document.pages for piece in page.split(JOINER))
-        return grammar.start(self._grammars.index(pieces))
+        return grammar.start(self.grammars.index(pieces))
 
     def _sampling(self, question: Question, prompt_tokens: int) -> Sampling:
         room = self._model.context_length - prompt_tokens
@@ -175,11 +175,11 @@ class Prompts:
         reason = completion.finish_reason
         if reason != "stop":
             self._allow(reason, asked, f"it was ended at {made} tokens (prompt: {completion.prompt_tokens})")
-        output = self._template.decode(completion.tokens)
+        output = self.template.decode(completion.tokens)
         output = output if asked.demand is None else output.strip()
         detail = self._judge(output, asked)
         if asked.grammar is not None:
-            pieces = [self._grammars.decode([token]) for token in completion.tokens]
+            pieces = [self.grammars.decode([token]) for token in completion.tokens]
             detail["confidence"] = self._calibrate(confidence.measure(pieces, completion.logprobs), detail)
             if asked.grammar.reaches(json.loads(output)):
                 reason = self._allow("closed", asked, "it has come up against a bound that was supplied")

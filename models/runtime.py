@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from models import calibration, catalog, checkup, manifest, network, plan, store
+from models.chat import Chats
 from models.decisions import Decisions
 from models.engine.engine import Engine
 from models.machine import Machine
 from models.prompt import TEMPLATE, Prompts
+from models.question import compact
 from models.receipt import Receipts, find_key
 
 TRIM_SECONDS = 20.0
@@ -60,7 +62,16 @@ class Runtime:
         receipts = Receipts(find_key(receipt_key, models.parent), self._made_with)
         self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops, receipts, self._calibrations)
         self.prompts.warm_up()
+        self._since = int(time.time())
         threading.Thread(target=self._trim, name="trim", daemon=True).start()
+        self.chats = Chats(
+            model,
+            loaded.manifest.tag,
+            fingerprint(self._made_with),
+            self.prompts.template,
+            self.prompts.grammars,
+            self.engine,
+        )
         self.decisions = Decisions(model, loaded.manifest.tag, loaded.tokenizer, self.engine, queue_tokens)
 
     def _trim(self) -> None:
@@ -69,6 +80,10 @@ class Runtime:
         while trim is not None and self.engine.alive:
             time.sleep(TRIM_SECONDS)
             trim(0)
+
+    def served(self) -> list[tuple[str, str, int]]:
+        """Names under which something is served: its own, its tag, and since when, in Unix time."""
+        return [(self._model.name, self.manifest.tag, self._since)]
 
     def info(self) -> dict[str, Any]:
         """What is served, what answers are made with, and the calibrations in force; Failure where one is broken."""
@@ -126,6 +141,11 @@ def made_with(model: catalog.Model, loaded: store.Loaded, item: Path, engine: En
         "context": min(model.context_length, engine.cache.budget),  # where documents are split
         "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes", "llguidance")},
     }
+
+
+def fingerprint(made_with: dict[str, Any]) -> str:
+    """What answers are made with, in short: where it differs, the same seed may draw another answer."""
+    return f"fp_{hashlib.sha256(compact(made_with).encode()).hexdigest()[:12]}"
 
 
 def best_products() -> str:

@@ -54,6 +54,7 @@ class Template:
         self._shown = lru_cache(64)(self._show)
         self._skeleton = lru_cache(64)(self._render)
         self._skeleton(("user",))
+        self.letter = self._ids("a")  # read as one letter, and as nothing else beside other ids
         self._longest = max(map(len, tokenizer.get_vocab()))  # characters of a token; of bytes it has as many at least
 
     def encode(self, turns: Sequence[Turn], most: int | None = None) -> list[int]:
@@ -62,11 +63,7 @@ class Template:
 
         One loss is the tokenizer's: SentencePiece writes a blank as U+2581, so it cannot tell that one from a blank.
         """
-        if most is not None and (length := sum(len(turn.text) for turn in turns)) > most * self._longest:
-            told = (
-                f"the prompt has {length} characters; the model's context is {most} tokens of at most {self._longest}"
-            )
-            raise Failure("context_length_exceeded", told)
+        self._check_length(sum(len(turn.text) for turn in turns), most)
         turns = fold(turns) if self._alternates else turns
         ids: list[int] = []
         plain = ""  # between two control tokens all text is tokenised as one, as the tokenizer itself would do
@@ -80,6 +77,11 @@ class Template:
                 plain += next(texts) if piece == SLOT else piece
         return ids + self._ids(plain)
 
+    def _check_length(self, length: int, most: int | None) -> None:
+        if most is not None and length > most * self._longest:
+            told = f"the prompt has {length} characters; the context is {most} tokens of at most {self._longest}"
+            raise Failure("context_length_exceeded", told)
+
     def reply(self, text: str) -> list[int]:
         """Ids of `text` as the assistant says it behind a prompt whose last turn is a user's, its end not included."""
         tail = self._special.split(self._shown(("user",)).split(SLOT)[1])[-1]
@@ -89,9 +91,29 @@ class Template:
         # Where the tokenizer joins both, there is no such place; then the answer is cut for itself.
         return ids[len(before) :] if ids[: len(before)] == before else self._ids(said)
 
+    def continued(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of `text` that is no conversation and is to be gone on with, behind what begins any prompt. `most` as in
+        `encode`."""
+        self._check_length(len(text), most)
+        shown = self._skeleton(("user", "assistant", "user"))
+        begins = shown[:1] if isinstance(shown[0], int) and shown.count(shown[0]) == 1 else []  # else it marks a turn
+        return [*(id for id in begins if isinstance(id, int)), *self._ids(text)]
+
     def decode(self, ids: list[int]) -> str:
         """What the model has said, with markers that it has copied as they were in the caller's text."""
-        return unguard(str(self._tokenizer.decode(ids, skip_special_tokens=True)), self._markers)
+        return unguard(self.spell(ids), self._markers)
+
+    def spell(self, ids: list[int]) -> str:
+        """The text of ids as they stand, control tokens left out."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def settle(self, text: str) -> int:
+        """How much of `text` reads the same whatever follows it: `unguard` cannot yet tell of the rest."""
+        found = _beginning(self._markers).search(text) if self._markers else None
+        return len(text) if found is None else found.start()
+
+    def unguard(self, text: str) -> str:
+        return unguard(text, self._markers)
 
     def _ids(self, text: str) -> list[int]:
         if not text:
@@ -163,6 +185,20 @@ def _pattern(markers: tuple[str, ...]) -> re.Pattern[str]:
         body = "".join(f"{_unseen()}*+{forms}" for forms in rest)
         alternatives.append(f"{first}(?={JOINER}*+{body})")
     return re.compile(f"({'|'.join(alternatives)})({JOINER}*+)")
+
+
+@cache
+def _beginning(markers: tuple[str, ...]) -> re.Pattern[str]:
+    """What ends a text and may come to be a marker that is broken by joiners: its first character, joiners, and as much
+    of the rest as is there."""
+    alternatives = []
+    for marker in markers:
+        first, *rest = (_forms(character) for character in marker)
+        body = ""
+        for forms in reversed(rest[:-1]):
+            body = f"(?:{forms}{_unseen()}*+{body})?+"
+        alternatives.append(f"{first}(?:{JOINER}{_unseen()}*+{body})?+\\Z")
+    return re.compile("|".join(alternatives))
 
 
 @cache

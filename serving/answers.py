@@ -53,6 +53,19 @@ class Jobs(BaseModel):
     recent: list[Ended]
 
 
+class Served(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="seconds of Unix time")
+    owned_by: str
+    tag: str = Field(description="of its weights")
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Served]
+
+
 class Anything(Open):
     pass
 

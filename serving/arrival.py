@@ -7,29 +7,28 @@ BentoML calls two hooks of a route's bodies: `receive` is what `from_http_reques
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from models.failure import Failure
-from serving.caller import Caller, Ticket
+from serving.caller import Caller
 from serving.errors import failure, respond
-
-Asked = TypeVar("Asked")
 
 
 @dataclass(eq=False)
-class Arrival(Generic[Asked]):
-    """What is asked or why that is unknown on its way in, a ticket or why there is none on its way out."""
+class Arrival:
+    """`asked`, the route's own body, or why there is none on its way in; a `ticket` or why there is none on its way
+    out."""
 
     caller: Caller
-    asked: Asked | None = None
-    ticket: Ticket | None = None
+    asked: Any = None
+    ticket: Any = None
     failure: Failure | None = None
 
 
-async def receive(request: Request, parse: Callable[[bytes], Asked]) -> Arrival[Asked]:
+async def receive(request: Request, parse: Callable[[bytes], Any]) -> Arrival:
     """The request's body as `parse` reads it, or as the Failure that this raises."""
     caller: Caller = request.scope["caller"]
     try:
@@ -38,7 +37,7 @@ async def receive(request: Request, parse: Callable[[bytes], Asked]) -> Arrival[
         return Arrival(caller, failure=refused)
 
 
-async def settle(arrival: Arrival[Any], write: Callable[[Any], Response | dict[str, Any]]) -> Response:
+async def settle(arrival: Arrival, write: Callable[[Any], Response | dict[str, Any]]) -> Response:
     """The response: what `write` makes of the ticket's answer (a dict is a JSON body), or the error in its envelope."""
     caller = arrival.caller
     try:

@@ -5,6 +5,7 @@ No exception text, path, stack or document text ever leaves through here: a mess
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import Counter
 from starlette.responses import JSONResponse
@@ -71,14 +72,6 @@ TYPES = {
 }  # of any other status: invalid_request_error
 
 
-class FieldFailure(Failure):
-    """A failure that one field of the body is to blame for: `param`, by its path."""
-
-    def __init__(self, code: str, message: str, param: str) -> None:
-        super().__init__(code, message)
-        self.param = param
-
-
 REFUSALS = Counter("zopilot_refusals", "answers that are errors, by error_type", ["code"])
 
 
@@ -93,21 +86,26 @@ def respond(failure: Failure, caller: Caller) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(retry_after))
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    told = {"retryable": retry_after is not None, "request_id": caller.request_id}
-    message = failure.message or kind.message
     if not caller.path.startswith(OPENAI):
-        body = {"success": False, "error": message, "error_type": failure.code, **told}
+        told = {"retryable": retry_after is not None, "request_id": caller.request_id}
+        body = {"success": False, "error": failure.message or kind.message, "error_type": failure.code, **told}
         return JSONResponse(body, kind.status, headers)
     if kind.status >= 500 and retry_after is None:
         headers["X-Should-Retry"] = "false"  # its clients try any of these again
-    error = {
-        "message": message,
+    return JSONResponse({"error": describe(failure, caller.request_id)}, kind.status, headers)
+
+
+def describe(failure: Failure, request_id: str) -> dict[str, Any]:
+    """The failure as the public API's error object."""
+    kind = KINDS[failure.code]
+    return {
+        "message": failure.message or kind.message,
         "type": TYPES.get(kind.status, "invalid_request_error"),
         "param": getattr(failure, "param", None),
         "code": failure.code,
-        **told,
+        "retryable": failure.retry_after is not None or kind.retry_after is not None,
+        "request_id": request_id,
     }
-    return JSONResponse({"error": error}, kind.status, headers)
 
 
 def failure(code: str) -> Failure:

@@ -17,7 +17,7 @@ from models.failure import Failure
 from serving import openapi
 from serving.caller import Caller
 from serving.errors import failure, respond
-from serving.routes import ROUTES
+from serving.routes import Route, find
 from serving.status import Status
 
 BODY_SECONDS = 30.0
@@ -63,6 +63,8 @@ class Gate:
             "/info": status.info,
             "/status": status.status,
             "/openapi.json": openapi.show,
+            "/v1/models": status.models,
+            "/v1/models/{model}": status.model,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,25 +75,25 @@ class Gate:
         headers = Headers(scope=scope)
         shown = headers.get("x-request-id", "")
         caller = Caller(shown if REQUEST_ID.fullmatch(shown) else uuid.uuid4().hex, scope["path"])
+        route = find(scope["path"])
         try:
-            self._check(scope, headers)
-            if probe := self._probes.get(scope["path"]):
+            self._check(route, scope["method"], headers)
+            if route and (probe := self._probes.get(route.path)):
                 return await probe(caller)(scope, receive, send)
         except Failure as refused:
             response = respond(refused, caller)
-            if response.status_code == 405:
-                response.headers["Allow"] = ROUTES[scope["path"]].method
+            if route and response.status_code == 405:
+                response.headers["Allow"] = route.method
             return await response(scope, receive, send)
         with self._status.jobs.under_way(caller):
             await self._pass(scope, headers, caller, receive, send)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
-        path, method = scope["path"], scope["method"]
-        if path not in ROUTES:
+    def _check(self, route: Route | None, method: str, headers: Headers) -> None:
+        if route is None:
             raise failure("not_found")
-        if method != ROUTES[path].method:
+        if method != route.method:
             raise failure("method_not_allowed")
-        if path not in self._open_paths and not self._keys.admit(headers):
+        if route.path not in self._open_paths and not self._keys.admit(headers):
             raise failure("unauthorized")
         if method == "POST":
             if not self._status.ready:

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from models.failure import Failure
+from models.failure import Failure, FieldFailure
 from serving.body import read_json
-from serving.errors import FieldFailure
 
 Body = TypeVar("Body", bound=BaseModel)
 

@@ -1,5 +1,6 @@
 """The OpenAPI document, made of the routes and the models of their bodies, so that it cannot say anything else."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -15,6 +16,11 @@ from serving.routes import ROUTES, Route
 REF = "#/components/schemas/"
 RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 0}}}
 REQUEST_ID = {"X-Request-Id": {"description": "the caller's own, or one made here", "schema": {"type": "string"}}}
+EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "a chunk or an error as JSON, at the end [DONE]"}},
+    "required": ["data"],
+}
 GET_ERRORS = (401, 404, 405, 503)
 
 
@@ -48,14 +54,18 @@ def describe() -> dict[str, Any]:
 def _operation(route: Route, shown: Mapping[Any, Any]) -> dict[str, Any]:
     answer = shown[route.answer] if isinstance(route.answer, type) else {"type": "string"}
     media = "application/json" if isinstance(route.answer, type) else route.answer
-    content = {media: {"schema": answer}, **{media: {"schema": {"type": "string"}} for media in route.streams}}
+    content = {media: {"schema": answer}, **({"text/event-stream": {"schema": EVENT}} if route.streams else {})}
     said = {"description": "the answer", "headers": REQUEST_ID, "content": content}
     errors = {str(status): _refusal(route, status) for status in _statuses(route)}
     if route.unready:
         errors["503"] = {**said, "headers": {**REQUEST_ID, **RETRY}}
     operation: dict[str, Any] = {
-        "operationId": route.path.strip("/").replace("/", "_").replace(".", "_"),
+        "operationId": "_".join(re.findall(r"\w+", route.path)),
         "summary": route.about,
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", route.path)
+        ],
         "responses": {"200": said, **errors},
     }
     if route.body is not None:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from serving import answers, decisions, protocol
+from serving import answers, chat, completions, decisions, protocol
 
 Schema = dict[str, Any]
 
@@ -22,7 +22,7 @@ class Route:
     body: type[BaseModel] | None = None
     example: Any = None
     unready: bool = False  # whether 503 has the answer's own form
-    streams: tuple[str, ...] = ()  # other media types of an answer
+    streams: bool = False  # whether it answers as server-sent events where that is asked for
 
 
 RECEIPT = "CORNER CAFE\n2 espresso 6.40\nTOTAL 6.40"
@@ -52,6 +52,30 @@ ROUTES = {
                 "questions": [{"type": "predicate", "instructions": "It is a receipt.", "name": "receipt"}],
             },
         ),
+        Route(
+            "/v1/chat/completions",
+            "POST",
+            "The assistant's next turn, at once or as a stream.",
+            chat.Completion,
+            chat.Request,
+            {
+                "model": "smollm2-135m-instruct",
+                "messages": [{"role": "user", "content": "Say hello."}],
+                "max_completion_tokens": 8,
+            },
+            streams=True,
+        ),
+        Route(
+            "/v1/completions",
+            "POST",
+            "What follows a text, at once or as a stream.",
+            completions.Completion,
+            completions.Request,
+            {"model": "smollm2-135m-instruct", "prompt": "Dear Sir or Madam,", "max_tokens": 8},
+            streams=True,
+        ),
+        Route("/v1/models", "GET", "What can be asked for by name.", answers.Models),
+        Route("/v1/models/{model}", "GET", "One of them.", answers.Served),
         Route("/livez", "GET", "Whether the process can do its work or get there.", answers.Alive, unready=True),
         Route("/readyz", "GET", "Whether a prompt would be answered now.", answers.Ready),
         Route(
@@ -64,3 +88,11 @@ ROUTES = {
         Route("/schema.json", "GET", "The routes as BentoML's own client reads them.", answers.Anything),
     )
 }
+
+
+def find(path: str) -> Route | None:
+    """The route that a request's path has."""
+    if path in ROUTES and "{" not in path:
+        return ROUTES[path]
+    folder, _, name = path.rpartition("/")
+    return ROUTES.get(f"{folder}/{{model}}") if name else None

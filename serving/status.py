@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from starlette.responses import JSONResponse
 
@@ -12,6 +12,17 @@ from serving.errors import failure, respond
 from serving.jobs import Jobs
 
 State = Literal["loading", "ready", "failed"]
+
+
+class Served(NamedTuple):
+    """A model that can be asked for by its name or by the `tag` of its weights; `since`, in seconds of Unix time."""
+
+    name: str
+    tag: str
+    since: int
+
+    def write(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self.since, "owned_by": "zopilot-gpu", "tag": self.tag}
 
 
 class Status:
@@ -24,6 +35,7 @@ class Status:
         self._info: Callable[[], dict[str, Any]] = dict
         self.jobs = Jobs()
         self._queue: Callable[[], dict[str, Any]] = dict
+        self._models: Callable[[], list[Served]] = list
         self._alive: Callable[[], bool] = lambda: True
 
     def become_ready(
@@ -32,8 +44,10 @@ class Status:
         alive: Callable[[], bool],
         info: Callable[[], dict[str, Any]] = dict,
         queue: Callable[[], dict[str, Any]] = dict,
+        models: Callable[[], "list[Served]"] = list,
     ) -> None:
-        self._detail, self._alive, self._info, self._queue = detail, alive, info, queue
+        self._detail, self._alive, self._info = detail, alive, info
+        self._queue, self._models = queue, models
         self.state = "ready"
 
     def fail(self) -> None:
@@ -70,6 +84,23 @@ class Status:
         """What is under way and what has ended lately, without a word of anyone's text."""
         body = {"state": self.state, "queue": self._queue(), **self.jobs.tell()}
         return JSONResponse(body, headers={"X-Request-Id": caller.request_id})
+
+    def models(self, caller: Caller) -> JSONResponse:
+        """What can be asked for by name on the public API's routes, as it lists models."""
+        if not self.ready:
+            return respond(failure("model_loading"), caller)
+        body = {"object": "list", "data": [each.write() for each in self._models()]}
+        return JSONResponse(body, headers={"X-Request-Id": caller.request_id})
+
+    def model(self, caller: Caller) -> JSONResponse:
+        """The one that the path names, or a refusal."""
+        if not self.ready:
+            return respond(failure("model_loading"), caller)
+        name = caller.path.rpartition("/")[2]
+        found = next((each for each in self._models() if name in (each.name, each.tag)), None)
+        if found is None:
+            return respond(failure("model_not_found"), caller)
+        return JSONResponse(found.write(), headers={"X-Request-Id": caller.request_id})
 
     def health(self, caller: Caller) -> JSONResponse:
         """The detail; same status as readyz."""

@@ -1,6 +1,7 @@
 """models/engine/engine.py: the right tokens whoever else is there, and one outcome for every sequence."""
 
 import json
+import math
 import random
 import threading
 import time
@@ -570,7 +571,8 @@ class Watched(Sequence):
 
 
 def assert_sure(loaded: store.Loaded, row: Watched, matcher: Any) -> int:
-    """One figure a token: 0 where it was forced, else by a plain forward pass and a fresh matcher; how many forced."""
+    """One figure a token, and its likeliest alternatives: 0 and none where it was forced, else by a plain forward pass
+    and a fresh matcher; how many forced."""
     done = result(row)
     assert len(done.logprobs) == len(done.tokens) > 0
     logits = whole(loaded, row.prompt + done.tokens, len(done.tokens) + 1)[:-1]
@@ -580,10 +582,15 @@ def assert_sure(loaded: store.Loaded, row: Watched, matcher: Any) -> int:
             mask = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)[None]
             forbid(logits[at : at + 1], mask)
             assert matcher.consume_token(token)
+        told = row.alternatives[at]
         if at in forced:
-            assert logprob == 0.0
+            assert (logprob, told) == (0.0, [])
         else:
-            assert logprob == pytest.approx(float(logits[at].log_softmax(-1)[token]), abs=1e-5)
+            expected = logits[at].log_softmax(-1)
+            assert logprob == pytest.approx(float(expected[token]), abs=1e-5)
+            best = [each for each in expected.topk(row.tops).values.tolist() if each > -math.inf]
+            assert [each for _, each in told] == pytest.approx(best, abs=1e-5)
+            assert [each for _, each in told] == pytest.approx([float(expected[id]) for id, _ in told], abs=1e-5)
     return len(forced)
 
 
@@ -608,11 +615,11 @@ def test_the_log_probability_of_each_token_is_that_among_those_allowed(
     grammars = Grammars(small.tokenizer, small.network.config.vocab_size, stop_ids(small))
     engine = make(small, kv_tokens=256, step_tokens=40, speculate=speculate)
     samplings = [Sampling(60), Sampling(60, temperature=0.7, top_p=0.9, seed=1), Sampling(35, temperature=2.0, seed=2)]
-    free = [Watched(prompt_ids(9, seed) * 3, sampling) for seed, sampling in enumerate(samplings)]
+    free = [Watched(prompt_ids(9, seed) * 3, sampling, tops=3) for seed, sampling in enumerate(samplings)]
     bound = []
     for seed, sampling in enumerate(samplings):
         matcher, guard = grammars.compile(RECORD).start()
-        bound.append(Watched(prompt_ids(9, seed) * 4, sampling, matcher=matcher, guard=guard))
+        bound.append(Watched(prompt_ids(9, seed) * 4, sampling, matcher=matcher, guard=guard, tops=5))
     engine.admission.answer_share = 0.01
     run_all(engine, [*free, *bound])
     for row in free:

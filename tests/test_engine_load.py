@@ -283,7 +283,7 @@ def test_every_budget_gives_a_whole_answer_or_a_typed_refusal(
         for seed in seeds:
             schema = schema_of(seed)
             try:
-                shortest = prompts._grammars.compile(schema).shortest
+                shortest = prompts.grammars.compile(schema).shortest
             except Failure:
                 kinds["unsupported"] += 1
                 continue

@@ -15,6 +15,7 @@ FLOORS = {
     "models.failure": 0,
     "models.normal": 0,
     "models.reading": 0,
+    "models.text": 0,
     "models.confidence": 0,
     "models.catalog": 1,
     "models.machine": 1,
@@ -49,9 +50,12 @@ FLOORS = {
     "models.receipt": 7,
     "models.pairing": 7,
     "models.pooling": 7,
+    "models.tools": 7,
     "models.labels": 8,
     "models.leniency": 8,
+    "models.speech": 8,
     "models.merging": 8,
+    "models.chat": 9,
     "models.inquiry": 9,
     "models.priors": 9,
     "models.decisions": 10,
@@ -66,7 +70,7 @@ TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.c
 TORCH_FREE += ["models.manifest", "models.plan", "models.checkup", "serving.protocol", "serving.errors"]
 TORCH_FREE += ["scripts.serve", "scripts.import_model", "scripts.plan", "scripts.doctor"]
 TORCH_FREE += ["models.confidence", "models.calibration", "models.evidence", "models.verdict", "models.merging"]
-TORCH_FREE += ["serving.body", "verification.__main__"]
+TORCH_FREE += ["serving.body", "serving.chat", "serving.completions", "verification.__main__"]
 ROOMS = ["service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py", "benchmarks/**/*.py"]
 ROOMS += ["verification/**/*.py"]
 FILES = [path for part in ROOMS for path in ROOT.glob(part)]

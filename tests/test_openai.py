@@ -25,10 +25,10 @@ from openai.types.decision import (
     AnswerAnswerResourceScore,
 )
 
-from models.failure import Failure
+from models.failure import Failure, FieldFailure
 from serving.caller import Caller
 from serving.decisions import Questions, tell
-from serving.errors import KINDS, OPENAI, FieldFailure, failure, respond
+from serving.errors import KINDS, OPENAI, failure, respond
 from serving.openai import read
 from tests.conftest import Server, serve
 

@@ -183,7 +183,7 @@ class FakeAnswer:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-def reply(arrival: Arrival[Prompt]) -> tuple[int, dict[str, Any]]:
+def reply(arrival: Arrival) -> tuple[int, dict[str, Any]]:
     response = asyncio.run(Reply.to_http_response([arrival], None))
     return response.status_code, json.loads(bytes(response.body))
 
@@ -244,7 +244,7 @@ def test_a_refusal_keeps_its_own_code() -> None:
 
 
 def test_two_rows_in_one_reply_are_an_error_not_a_mixup() -> None:
-    arrival: Arrival[Prompt] = Arrival(Caller("id"), ticket=FakeTicket(FakeAnswer()))
+    arrival = Arrival(Caller("id"), ticket=FakeTicket(FakeAnswer()))
     with pytest.raises(ValueError, match="too many values"):
         asyncio.run(Reply.to_http_response([arrival, arrival], None))
 

@@ -96,6 +96,18 @@ def test_a_log_probability_does_not_depend_on_how_the_token_was_drawn(temperatur
         assert choices.logprob(0, token) == pytest.approx(float(expected[0][token]), abs=1e-6)
 
 
+@pytest.mark.parametrize("allowed", [None, [[0, 2, 3], [1]]])
+def test_the_likeliest_come_first_and_none_that_is_forbidden(allowed: list[list[int]] | None) -> None:
+    choices, expected = fixed([0.5, -1.0, 2.0, 1.9], [3.0, 3.5, -40.0, 0.0], allowed=allowed)
+    for at in range(2):
+        for most in range(6):
+            told = choices.tops(at, most)
+            order = sorted(range(4), key=lambda token: -float(expected[at][token]))
+            may_come = [token for token in order if expected[at][token] > -math.inf][:most]
+            assert [token for token, _ in told] == may_come
+            assert [logprob for _, logprob in told] == pytest.approx(choices.logprobs(at, may_come))
+
+
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
 def test_a_place_that_is_not_finite_has_no_log_probabilities(odd: float) -> None:
     choices = Choices(torch.tensor([[odd, 1.0], [4.0, 4.0]]), None)

@@ -1,7 +1,6 @@
-"""models/engine/stream.py: tokens as they come, one final record, and nothing left behind by those who leave."""
+"""models/engine/stream.py: tokens as they come, and nothing left behind by those who leave."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,48 +30,70 @@ def sequence(answer: int, seed: int = 0) -> Sequence:
     return Sequence([*range(200, 220), 100 + seed], Sampling(answer))
 
 
-def test_tokens_come_as_they_are_chosen_and_the_record_at_the_end(engine: Engine) -> None:
-    async def read() -> tuple[list[int], list[int], int]:
+async def read(engine: Engine, *rows: Sequence) -> list[list[int]]:
+    """The tokens of each row as they were told."""
+    stream = Stream(engine, rows)
+    await asyncio.to_thread(stream.submit)
+    heard: list[list[int]] = [[] for _ in rows]
+    ends = 0
+    async for at, token in stream:
+        ends += token is None
+        if token is not None:
+            heard[at].append(token)
+    assert ends == len(rows)
+    return heard
+
+
+def test_tokens_come_as_they_are_chosen(engine: Engine) -> None:
+    async def first() -> int:
         row = sequence(30)
-        async with Stream(engine, row) as stream:
-            heard = []
-            first = 0
-            async for token in stream:
-                heard.append(token)
-                first = first or row.made
-            return heard, (await stream.completion()).tokens, first
+        stream = Stream(engine, [row])
+        stream.submit()
+        async for _ in stream:
+            return row.made
+        return 0
 
-    heard, tokens, made_when_first_was_heard = asyncio.run(read())
-    assert heard == tokens
-    assert len(heard) == 30
-    assert made_when_first_was_heard < 30
+    assert 0 < asyncio.run(first()) < 30
 
 
-def test_many_streams_do_not_mix(engine: Engine) -> None:
-    async def read(seed: int) -> tuple[list[int], list[int]]:
-        async with Stream(engine, sequence(20, seed)) as stream:
-            return [token async for token in stream], (await stream.completion()).tokens
-
-    async def all_of_them() -> list[tuple[list[int], list[int]]]:
-        return await asyncio.gather(*(read(seed) for seed in range(20)))
+def test_rows_of_one_stream_and_many_streams_do_not_mix(engine: Engine) -> None:
+    async def all_of_them() -> list[tuple[list[list[int]], list[Sequence]]]:
+        rows = [[sequence(20, 3 * at + seed) for seed in range(3)] for at in range(8)]
+        return list(zip(await asyncio.gather(*(read(engine, *each) for each in rows)), rows, strict=True))
 
     answers = asyncio.run(all_of_them())
-    assert all(heard == tokens for heard, tokens in answers)
-    assert len({tuple(tokens) for _, tokens in answers}) > 10
+    for heard, rows in answers:
+        assert heard == [row.future.result().tokens for row in rows]
+    assert len({tuple(tokens) for heard, _ in answers for tokens in heard}) > 10
 
 
-@pytest.mark.parametrize("leave", ["block", "task", "cancel"])
-def test_who_leaves_frees_the_row(leave: str, engine: Engine) -> None:
-    async def read() -> None:
-        async with Stream(engine, sequence(6000)) as stream:
+def test_what_comes_before_it_is_listened_to_is_told(engine: Engine) -> None:
+    """Submitted in one thread, heard in a loop that begins later, when all is over."""
+    row = sequence(30)
+    stream = Stream(engine, [row])
+    stream.submit()
+    tokens = row.future.result(timeout=60).tokens
+
+    async def listen() -> list[int | None]:
+        return [token async for _, token in stream]
+
+    assert asyncio.run(listen()) == [*tokens, None]
+
+
+@pytest.mark.parametrize("leave", ["task", "cancel"])
+def test_who_leaves_frees_the_rows(leave: str, engine: Engine) -> None:
+    async def listen() -> None:
+        stream = Stream(engine, [sequence(6000), sequence(6000, 1)])
+        stream.submit()
+        try:
             async for _ in stream:
-                if leave == "block":
-                    return
                 if leave == "cancel":
                     stream.cancel()
+        finally:
+            stream.cancel()
 
     async def go() -> None:
-        task = asyncio.create_task(read())
+        task = asyncio.create_task(listen())
         if leave == "task":
             await asyncio.sleep(0.2)
             task.cancel()
@@ -86,72 +107,58 @@ def test_who_leaves_frees_the_row(leave: str, engine: Engine) -> None:
     assert (engine.running, engine.waiting, engine.cache.used) == (0, 0, 0)
 
 
-def test_who_leaves_while_it_is_submitted_frees_the_row(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    submit = engine.submit
+def test_a_row_can_be_left_alone(engine: Engine) -> None:
+    rows = [sequence(6000), sequence(40, 1)]
 
-    def slow(row: Sequence) -> None:
-        time.sleep(0.3)
-        submit(row)
-
-    monkeypatch.setattr(engine, "submit", slow)
-    row = sequence(6000)
-
-    async def enter() -> None:
-        async with Stream(engine, row):
-            pytest.fail("nobody comes in")
-
-    async def go() -> None:
-        task = asyncio.create_task(enter())
-        await asyncio.sleep(0.1)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await asyncio.sleep(0.5)
-
-    asyncio.run(go())
-    assert row.future.cancelled()
-    assert (engine.running, engine.cache.used) == (0, 0)
-
-
-def test_a_second_reader_is_told_that_it_is_over(engine: Engine) -> None:
-    async def read() -> list[int]:
-        async with Stream(engine, sequence(5)) as stream:
-            assert len([token async for token in stream]) == 5
-            return [token async for token in stream]
-
-    assert asyncio.run(read()) == []
-
-
-def test_a_failure_ends_the_tokens_and_is_raised_by_the_record(engine: Engine) -> None:
-    async def read() -> int:
-        row = sequence(6000)
-        heard = 0
-        async with Stream(engine, row) as stream:
-            async for _ in stream:
-                heard += 1
-                row.deadline = 0.0
-            with pytest.raises(Failure, match="deadline_exceeded"):
-                await stream.completion()
+    async def listen() -> list[int]:
+        stream = Stream(engine, rows)
+        stream.submit()
+        heard = []
+        async for at, token in stream:
+            if at == 0:
+                rows[0].future.cancel()
+            elif token is not None:
+                heard.append(token)
         return heard
 
-    assert 0 < asyncio.run(read()) < 6000
+    assert asyncio.run(listen()) == rows[1].future.result().tokens
+    assert rows[0].future.cancelled()
 
 
-def test_a_refusal_is_raised_on_entering(engine: Engine) -> None:
-    async def read() -> None:
-        async with Stream(engine, sequence(100_000)):
-            pass
+def test_a_failure_ends_the_tokens_and_is_in_the_future(engine: Engine) -> None:
+    row = sequence(6000)
 
+    async def listen() -> int:
+        stream = Stream(engine, [row])
+        stream.submit()
+        heard = 0
+        async for _ in stream:
+            heard += 1
+            row.deadline = 0.0
+        return heard
+
+    assert 0 < asyncio.run(listen()) < 6000
+    with pytest.raises(Failure, match="deadline_exceeded"):
+        row.future.result()
+
+
+def test_where_one_row_is_refused_none_is_on_its_way(engine: Engine) -> None:
+    rows = [sequence(6000), sequence(100_000)]
     with pytest.raises(Failure, match="context_length_exceeded"):
-        asyncio.run(read())
+        Stream(engine, rows).submit()
+    assert rows[0].future.cancelled()
 
 
 def test_a_loop_that_is_gone_harms_nobody(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    async def leave() -> Stream:
-        stream = Stream(engine, sequence(200))
-        await stream.__aenter__()
-        return stream
+    row = sequence(200)
 
-    stream = asyncio.run(leave())
-    assert len(stream._sequence.future.result(timeout=60).tokens) == 200
+    async def leave() -> None:
+        stream = Stream(engine, [row])
+        stream.submit()
+        async for _ in stream:
+            return
+
+    asyncio.run(leave())
+    assert len(row.future.result(timeout=60).tokens) == 200
     assert engine.alive
     assert not caplog.records

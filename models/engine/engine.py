@@ -223,7 +223,7 @@ class Engine:
         token = choices.choose(at, row.sampling, row.generator)
         if row.guard is not None:
             token = row.guard.admit(token, row.left)
-        ended = row.take(token, self._stops, choices.logprob(at, token))
+        ended = row.take(token, self._stops, choices.logprob(at, token), choices.tops(at, row.tops))
         self._count("answer", 1)
         if not ended:
             self._count("forced", row.force(row.sampling.max_new_tokens, self._stops))

@@ -1,5 +1,7 @@
 """The next token of each row from its logits. Knows nothing of sequences' lives or of grammars' contents."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -42,6 +44,14 @@ class Choices:
         self._check(at)
         found: list[float] = (self._logits[at, tokens] - self._totals[at]).tolist()
         return found
+
+    def tops(self, at: int, most: int) -> list[tuple[int, float]]:
+        """The likeliest tokens behind place `at`, at most `most` and only such as may come, with the same of each."""
+        if not most:
+            return []
+        values, ids = self._logits[at].topk(min(most, self._logits.shape[1]))
+        pairs = zip(ids.tolist(), (values - self._totals[at]).tolist(), strict=True)
+        return [(token, logprob) for token, logprob in pairs if logprob > -math.inf]
 
     def _check(self, at: int) -> None:
         if not self._sound[at]:

@@ -1,7 +1,7 @@
 """One prompt on its way through the engine: ids in, ids out. Knows nothing of text or of the model."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from itertools import count
@@ -53,8 +53,9 @@ class Sequence:
 
     `deadline` is on the monotonic clock. `on_token` is called in the engine's thread, for tokens forced at
     the start in the submitter's, and must not block. With `probes` it says nothing: for each of the prompt's last
-    tokens, the ids whose log-probabilities behind it are asked for. `follows`: how many leading tokens another one has
-    that was submitted before. `keyword`: what of the schema is named where the matcher breaks down.
+    tokens, the ids whose log-probabilities behind it are asked for. `tops`: how many alternatives to each of its own
+    are asked for. `follows`: how many leading tokens another one has that was submitted before. `keyword`: what of the
+    schema is named where the matcher breaks down.
     Cancel by `future.cancel()`: the row is gone before the next step.
     """
 
@@ -66,6 +67,7 @@ class Sequence:
     guard: Guard | None = None
     on_token: Callable[[int], None] | None = None
     probes: list[list[int]] = field(default_factory=list)
+    tops: int = 0
     follows: int = 0
     keyword: str = ""
     future: Future[Completion] = field(default_factory=Future)
@@ -80,6 +82,7 @@ class Sequence:
     first: float = 0.0  # when its first token was chosen
     generator: torch.Generator | None = None
     logprobs: list[float] = field(default_factory=list)
+    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)  # the best first; of what is forced none
     probed: list[list[float]] = field(default_factory=list)
     lookup: Lookup = field(default_factory=Lookup)
 
@@ -147,7 +150,9 @@ class Sequence:
         del self.probed[max(first, 0) :]
         return self.probes[first : first + places] if places else []
 
-    def take(self, token: int, stops: frozenset[int], logprob: float = 0.0) -> bool:
+    def take(
+        self, token: int, stops: frozenset[int], logprob: float = 0.0, tops: Iterable[tuple[int, float]] = ()
+    ) -> bool:
         """Move the grammar on, and append the token unless it ends the turn; whether the answer has ended."""
         if self.matcher is not None and not self.matcher.consume_token(token):
             # It stays within the mask, so what is left is a grammar that has outgrown its limits on the way.
@@ -156,6 +161,7 @@ class Sequence:
             return True
         self.ids.append(token)
         self.logprobs.append(logprob)
+        self.alternatives.append(list(tops))
         if self.on_token is not None:
             self.on_token(token)
         return self.ended

@@ -1,56 +1,66 @@
-"""One sequence for one asyncio caller: its tokens as they come, then its completion; leaving cancels it."""
+"""Rows for one asyncio caller: their tokens as they come. Leaving cancels them."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from types import TracebackType
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Listing
+from functools import partial
 
 from models.engine.engine import Engine
-from models.engine.sequence import Completion, Sequence
+from models.engine.sequence import Sequence
 
 
 class Stream:
-    """`async with Stream(engine, row) as stream: async for token in stream: ...`, then `await stream.completion()`.
+    """`submit` in any thread, then `async for at, token in stream` in one loop: a token of row `at`, None at its end,
+    whose outcome is then in the row's future.
 
-    Entering submits, and raises Failure where that is refused. Leaving the block before the end frees the row before
-    the engine's next step. The engine never waits for a slow reader: what is not read yet is at most the answer.
+    `cancel` frees all rows before the engine's next step. The engine never waits for a slow reader: what is not read
+    yet is at most the answer.
     """
 
-    def __init__(self, engine: Engine, sequence: Sequence) -> None:
+    def __init__(self, engine: Engine, rows: Listing[Sequence]) -> None:
         self._engine = engine
-        self._sequence = sequence
-        self._tokens: asyncio.Queue[int | None] = asyncio.Queue()
+        self._rows = rows
+        self._heard: deque[tuple[int, int | None]] = deque()
+        self._wake: Callable[[], object] = lambda: None
+        self._open = len(rows)
 
-    async def __aenter__(self) -> "Stream":
-        loop = asyncio.get_running_loop()
-
-        def put(token: int | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._tokens.put_nowait, token)
-
-        self._sequence.on_token = put
-        self._sequence.future.add_done_callback(lambda _: put(None))
-        # Submitting takes a lock and may follow forced tokens, so it is kept off the event loop.
+    def submit(self) -> None:
+        """All rows, or none and a Failure. Takes a lock and may follow forced tokens: keep it off the event loop."""
         try:
-            await asyncio.to_thread(self._engine.submit, self._sequence)
+            for at, row in enumerate(self._rows):
+                row.on_token = partial(self._put, at)
+                row.future.add_done_callback(partial(self._end, at))
+                self._engine.submit(row)
         except BaseException:
-            self.cancel()  # it may be submitted yet
+            self.cancel()
             raise
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
+    def _put(self, at: int, token: int | None) -> None:
+        self._heard.append((at, token))
+        self._wake()
 
-    async def __aiter__(self) -> AsyncIterator[int]:
-        while (token := await self._tokens.get()) is not None:
-            yield token
-        self._tokens.put_nowait(None)  # whoever asks again is told as well
+    def _end(self, at: int, _: object) -> None:
+        self._put(at, None)
 
-    async def completion(self) -> Completion:
-        """The final record; raises the Failure that ended it otherwise."""
-        return await asyncio.wrap_future(self._sequence.future)
+    async def __aiter__(self) -> AsyncIterator[tuple[int, int | None]]:
+        loop, fresh = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(fresh.set)
+
+        self._wake = wake
+        while self._open:
+            fresh.clear()
+            while self._heard:
+                at, token = self._heard.popleft()
+                self._open -= token is None
+                yield at, token
+            if self._open:
+                await fresh.wait()
 
     def cancel(self) -> None:
-        """Nobody waits any more; harmless once it is done."""
-        self._sequence.future.cancel()
+        """Nobody waits any more; harmless once they are done."""
+        for row in self._rows:
+            row.future.cancel()
