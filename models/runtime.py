@@ -39,7 +39,7 @@ class Runtime:
     ) -> None:
         checkup.require(checkup.examine(model, models, here, kv_tokens))
         item = manifest.locate(model, models)
-        kv_tokens = plan.of_item(model.name, item, model.dtype, model.bits).budget(here, kv_tokens)
+        kv_tokens = plan.of_item(model.name, item, model.dtype, model.bits).budget(here.within(model.memory), kv_tokens)
         loaded = store.load(item, torch.device(here.device))
         stops = stop_ids(loaded)
         self._products = "" if here.device != "cpu" else cpu_products or best_products()
