@@ -11,11 +11,13 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
 from models.failure import Failure
+from models.picture import BLIND, Picture
 
 SLOT = "\ue000"  # stands for a turn's text while the chat template is rendered
 JOINER = "\u2060"
@@ -36,24 +38,39 @@ TWINS = {
 FORMS = [(0x20, 0x2FF), (0x1D00, 0x1DBF), (0x2000, 0x2BFF), (0x3200, 0x33FF), (0xFE10, 0xFFEF), (0x1D400, 0x1F1FF)]
 
 
+Form = tuple[str, tuple[str, ...] | None]  # of a turn: its role, and of what it is made where it holds pictures
+
+
+class Placed(NamedTuple):
+    """A picture, and how many characters of a turn's text come before it."""
+
+    at: int
+    picture: Picture
+
+
 class Turn(NamedTuple):
-    """Who says what."""
+    """Who says what; `pictures` in the order in which they are shown."""
 
     role: Literal["system", "user", "assistant"]
     text: str
+    pictures: Sequence[Placed] = ()
 
 
 class Template:
-    """A model's chat template and tokenizer; `alternates`: it has no system turn, user and assistant speak by turns."""
+    """A model's chat template and tokenizer; `alternates`: it has no system turn, user and assistant speak by turns;
+    `pad`: the token that the template puts where a picture is to be, None where the model sees none."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, markers: tuple[str, ...], alternates: bool) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, markers: tuple[str, ...], alternates: bool, pad: int | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._pad = pad
         self._markers = markers
         self._alternates = alternates
         self._special = re.compile("|".join(re.escape(token) for token in tokenizer.all_special_tokens))
         self._shown = lru_cache(64)(self._show)
         self._skeleton = lru_cache(64)(self._render)
-        self._skeleton(("user",))
+        self._skeleton((("user", None if pad is None else ("text", "image", "text")),))
         self._longest = max(map(len, tokenizer.get_vocab()))  # characters of a token; of bytes it has as many at least
 
     def encode(self, turns: Sequence[Turn], most: int | None = None) -> list[int]:
@@ -67,14 +84,17 @@ class Template:
                 f"the prompt has {length} characters; the model's context is {most} tokens of at most {self._longest}"
             )
             raise Failure("context_length_exceeded", told)
+        if self._pad is None and any(turn.pictures for turn in turns):
+            raise Failure("invalid_value", BLIND)
         turns = fold(turns) if self._alternates else turns
         ids: list[int] = []
         plain = ""  # between two control tokens all text is tokenised as one, as the tokenizer itself would do
-        texts = iter([guard(turn.text, self._markers) for turn in turns])
-        for piece in self._skeleton(tuple(turn.role for turn in turns)):
+        texts = iter([guard(text, self._markers) for turn in turns for text in texts_of(turn)])
+        pictures = iter([placed.picture for turn in turns for placed in turn.pictures])
+        for piece in self._skeleton(tuple((turn.role, form_of(turn)) for turn in turns)):
             if isinstance(piece, int):
                 ids += self._ids(plain)
-                ids.append(piece)
+                ids += next(pictures).ids if piece == self._pad else [piece]
                 plain = ""
             else:
                 plain += next(texts) if piece == SLOT else piece
@@ -82,8 +102,8 @@ class Template:
 
     def reply(self, text: str) -> list[int]:
         """Ids of `text` as the assistant says it behind a prompt whose last turn is a user's, its end not included."""
-        tail = self._special.split(self._shown(("user",)).split(SLOT)[1])[-1]
-        between = self._shown(("user", "assistant"), speaks=False).split(SLOT)[1]
+        tail = self._special.split(self._shown((("user", None),)).split(SLOT)[1])[-1]
+        between = self._shown((("user", None), ("assistant", None)), speaks=False).split(SLOT)[1]
         said = between[between.rindex(tail) + len(tail) :] + guard(text, self._markers)
         before, ids = self._ids(tail), self._ids(tail + said)
         # Where the tokenizer joins both, there is no such place; then the answer is cut for itself.
@@ -98,10 +118,10 @@ class Template:
             return []
         return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    def _render(self, roles: tuple[str, ...]) -> list[str | int]:
-        """The template around turns of these roles: text, ids of control tokens, and SLOT for the text of a turn."""
-        shown = self._shown(roles)
-        if shown.count(SLOT) != len(roles):
+    def _render(self, forms: tuple[Form, ...]) -> list[str | int]:
+        """The template around turns of these forms: text, ids of control tokens, and SLOT for the text of a turn."""
+        shown = self._shown(forms)
+        if shown.count(SLOT) != sum(1 if form is None else form.count("text") for _, form in forms):
             raise ValueError("the chat template does not show the text of each turn exactly once")
         pieces: list[str | int] = []
         for part in re.split(f"({self._special.pattern}|{SLOT})", shown):
@@ -109,12 +129,32 @@ class Template:
                 pieces.append(self._tokenizer.added_tokens_encoder[part])
             elif part:
                 pieces.append(part)
+        if self._pad is not None and pieces.count(self._pad) != sum((form or ()).count("image") for _, form in forms):
+            raise ValueError("the chat template does not show each picture exactly once")
         return pieces
 
-    def _show(self, roles: tuple[str, ...], speaks: bool = True) -> str:
+    def _show(self, forms: tuple[Form, ...], speaks: bool = True) -> str:
         """The rendered template; `speaks`: up to where the assistant is to."""
-        turns = [{"role": role, "content": SLOT} for role in roles]
+        parts = {"image": {"type": "image"}, "text": {"type": "text", "text": SLOT}}
+        turns = [{"role": role, "content": SLOT if form is None else [parts[kind] for kind in form]}
+                 for role, form in forms]  # fmt: skip
         return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=speaks))
+
+
+def lead(pictures: Sequence[Picture]) -> list[Placed]:
+    """Pictures that come before all of a turn's text."""
+    return [Placed(0, picture) for picture in pictures]
+
+
+def form_of(turn: Turn) -> tuple[str, ...] | None:
+    """Of what a turn is made: texts around its pictures, which may be empty; None where it is one text alone."""
+    return ("text", *("image", "text") * len(turn.pictures)) if turn.pictures else None
+
+
+def texts_of(turn: Turn) -> list[str]:
+    """The texts around a turn's pictures."""
+    ends = [0, *(placed.at for placed in turn.pictures), len(turn.text)]
+    return [turn.text[start:end] for start, end in pairwise(ends)]
 
 
 def fold(turns: Sequence[Turn]) -> list[Turn]:
@@ -122,7 +162,7 @@ def fold(turns: Sequence[Turn]) -> list[Turn]:
     of one role that follow each other become one. Failure unless a user speaks first and last."""
     folded: list[Turn] = []
     system = [turn.text for turn in turns if turn.role == "system"]
-    for role, text in turns:
+    for role, text, _ in turns:
         if role == "system":
             continue
         if folded and folded[-1].role == role:

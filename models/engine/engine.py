@@ -55,7 +55,7 @@ class Engine:
             config.num_hidden_layers, config.num_key_value_heads, head_dim, first.dtype, first.device, kv_tokens
         )
         self.forward = forward(network, self.cache)
-        self.sees = hasattr(network.model, "visual")
+        self.pad: int | None = getattr(network.config, "image_token_id", None)  # of a model that sees
         self.admission = Admission(queue_tokens)
         self.scheduler = Scheduler(self.cache, self.admission, step_tokens)
         self._masks = Masks(self.vocabulary)
@@ -99,7 +99,7 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; raises Failure where it can never fit or would wait too long."""
-        if not sequence.is_of(self.vocabulary) or (sequence.shown and not self.sees):
+        if not sequence.is_of(self.vocabulary) or (sequence.shown and self.pad is None):
             raise ValueError("a prompt needs ids of the model's vocabulary")
         # What the grammar forces at the start is computed together with the prompt; one token is left to choose.
         forced = sequence.force(sequence.sampling.max_new_tokens - 1, self._stops)

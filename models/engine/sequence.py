@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Listing
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from itertools import count
@@ -70,7 +71,7 @@ class Sequence:
     probes: list[list[int]] = field(default_factory=list)
     follows: int = 0
     keyword: str = ""
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: Listing[Picture] = ()
     future: Future[Completion] = field(default_factory=Future)
     number: int = field(default_factory=lambda: next(_numbers))
 
