@@ -90,7 +90,7 @@ class Settings:
         "ZOPILOT_IMAGE_TOKENS",
         1280,
         _whole(200, 16_384),
-        "tokens that one image may take; a larger one is made smaller",
+        "tokens that one image may take; larger ones shrink",
     )
     deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -136,8 +136,8 @@ class Template:
     def _show(self, forms: tuple[Form, ...], speaks: bool = True) -> str:
         """The rendered template; `speaks`: up to where the assistant is to."""
         parts = {"image": {"type": "image"}, "text": {"type": "text", "text": SLOT}}
-        turns = [{"role": role, "content": SLOT if form is None else [parts[kind] for kind in form]}
-                 for role, form in forms]  # fmt: skip
+        contents: list[Any] = [SLOT if form is None else [parts[kind] for kind in form] for _, form in forms]
+        turns = [{"role": role, "content": content} for (role, _), content in zip(forms, contents, strict=True)]
         return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=speaks))
 
 

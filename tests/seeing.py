@@ -1,4 +1,4 @@
-"""A tiny random Qwen2.5-VL with SmolLM2's tokenizer, pictures to show it, and what transformers itself makes of them."""
+"""A tiny random Qwen2.5-VL, pictures to show it, and what transformers itself makes of them."""
 
 from pathlib import Path
 
@@ -51,7 +51,8 @@ def config(vocabulary: int, pad: int = 3, hidden: int = 64) -> Qwen2_5_VLConfig:
 def network(vocabulary: int, pad: int = 3) -> Qwen2_5_VLForConditionalGeneration:
     """Random weights large enough for pictures and positions to make a difference."""
     torch.manual_seed(0)
-    made = Qwen2_5_VLForConditionalGeneration(config(vocabulary, pad)).eval()
+    made: Qwen2_5_VLForConditionalGeneration = Qwen2_5_VLForConditionalGeneration(config(vocabulary, pad))
+    made.eval()
     for name, weight in made.named_parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=0.2 if "visual" in name else 0.1)
@@ -59,12 +60,11 @@ def network(vocabulary: int, pad: int = 3) -> Qwen2_5_VLForConditionalGeneration
 
 
 def save(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A folder in the hub's layout; one of its added tokens is not special, as some of Qwen's are not."""
-    tokenizer = type(tokenizer)._from_pretrained_copy(tokenizer) if False else tokenizer
+    """A folder in the hub's layout. Changes the tokenizer; one added token is not special, as with Qwen's."""
     tokenizer.add_special_tokens({"extra_special_tokens": list(MARKS)}, replace_extra_special_tokens=False)
     tokenizer.add_tokens(["<tool_call>"])
     tokenizer.chat_template = TEMPLATE
-    network(len(tokenizer), tokenizer.convert_tokens_to_ids(PAD)).save_pretrained(folder)
+    network(len(tokenizer), tokenizer.added_tokens_encoder[PAD]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -74,9 +74,7 @@ def picture(rows: int, columns: int, seed: int = 0) -> Picture:
     return Picture(pixels, 28)
 
 
-def logits(
-    model: Qwen2_5_VLForConditionalGeneration, ids: list[int], pictures: list[Picture]
-) -> torch.Tensor:
+def logits(model: Qwen2_5_VLForConditionalGeneration, ids: list[int], pictures: list[Picture]) -> torch.Tensor:
     """[tokens, vocabulary] by transformers alone; pictures' ids are below 0."""
     pad = model.config.image_token_id
     told = torch.tensor([[pad if token < 0 else token for token in ids]])

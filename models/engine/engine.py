@@ -45,8 +45,7 @@ class Engine:
         config = network.config.get_text_config()
         first = next(network.parameters())
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._stops = frozenset(stops)
-        self._speculate = speculate
+        self._stops, self._speculate = frozenset(stops), speculate
         self.utility = Utility()
         self.tokens: Counter[str] = Counter()
         self.device = first.device
