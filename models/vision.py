@@ -142,7 +142,7 @@ def check_preparation(file: Path) -> None:
         told = json.loads(file.read_text()) if file.exists() else {}
     except (OSError, ValueError) as error:
         raise Failure("source_invalid", f"{file.name} is not JSON") from error
-    ours = Qwen2VLImageProcessorPil().to_dict()
+    ours = json.loads(Qwen2VLImageProcessorPil().to_json_string())
     for key in PREPARATION:
         if key in told and told[key] != ours[key]:
             raise Failure("source_invalid", f"{file.name} holds another {key} than is known")

@@ -134,7 +134,7 @@ def test_another_picture_is_no_known_beginning(oracle: Qwen2_5_VLForConditionalG
 def test_put_back_and_taken_up_again_it_says_the_same(expected: list[list[int]]) -> None:
     """There is room for both prompts, not for both answers."""
     rows = [ask(2, 40), ask(3, 40)]
-    made = engine(kv_tokens=160)
+    made = engine(kv_tokens=128, speculate=False)
     made.admission.answer_share = 0.1  # as if answers had been short so far
     found = run(made, rows)
     assert made.scheduler.preempted
