@@ -30,9 +30,11 @@ LEAST_SIDE = 4
 MOST_ASPECT = 200  # smart_resize takes no more
 LEAST_PIXELS = 56 * 56  # as Qwen2.5-VL was trained
 SECONDS = 20.0  # for one image, most of it spent waiting for a processor
+MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 URL = re.compile(r"data:image/(?:png|jpe?g|webp);base64,", re.IGNORECASE)
 # As many files are decoded at once; a thread waits for each, and no thread that closes answers.
 DECODERS = ThreadPoolExecutor(2, "decode")
+UNKNOWN = "it is no PNG, JPEG or WebP image"
 PREPARATION = ("do_rescale", "do_normalize", "rescale_factor", "image_mean", "image_std", "resample")
 
 
@@ -82,7 +84,7 @@ class Vision:
         if not header:
             raise damaged
         if header == [b"none"]:
-            raise Failure("invalid_image", f"{name}: it is no PNG, JPEG or WebP image")
+            raise Failure("invalid_image", f"{name}: {UNKNOWN}")
         width, height, frames = map(int, header[1:])
         if frames != 1:
             raise Failure("invalid_image", f"{name}: the image has {frames} frames; one is allowed")
@@ -126,13 +128,15 @@ def check(urls: Mapping[str, object]) -> dict[str, str]:
 
 
 def unwrap(name: str, url: str) -> bytes:
-    """The bytes in a data URL; Failure where they are not base64, or too many."""
+    """The bytes in a data URL; Failure where they are not base64, too many, or begin as no image does."""
     try:
         data = base64.b64decode(url.partition(",")[2], validate=True)
     except ValueError:
         raise Failure("invalid_image", f"{name}: the data URL is not valid base64") from None
     if len(data) > MOST_BYTES:
         raise Failure("invalid_image", f"{name}: the image has more than {MOST_BYTES} bytes")
+    if not MAGIC.match(data):
+        raise Failure("invalid_image", f"{name}: {UNKNOWN}")
     return data
 
 

@@ -73,7 +73,7 @@ def test_what_is_read_becomes_the_patches_of_transformers_own_processor(size: tu
 @pytest.mark.parametrize("tokens", [200, 1280, 4096])
 @pytest.mark.parametrize("size", [(4000, 4000), (4096, 21), (3000, 40)])
 def test_no_image_has_more_tokens_than_it_may(tokens: int, size: tuple[int, int]) -> None:
-    assert read(save(noise(*size)), eyes=Vision(28, tokens))[0].tokens <= tokens
+    assert read(save(Image.new("L", size)), eyes=Vision(28, tokens))[0].tokens <= tokens
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -126,8 +126,9 @@ def test_what_can_be_seen_through_stands_on_white(kind: str) -> None:
         assert colour(file, 42, 42) == RED
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "orientation"), [*[("JPEG", number) for number in range(1, 9)], ("PNG", 3), ("PNG", 6), ("WEBP", 8)]
+)
 def test_orientation_is_honoured(kind: str, orientation: int) -> None:
     image = noise(112, 56)
     exif = Image.Exif()
@@ -197,7 +198,7 @@ def test_base64_is_read_strictly(tail: str) -> None:
 
 
 def test_bytes_are_bounded() -> None:
-    most = bytes(vision.MOST_BYTES)
+    most = b"\xff\xd8\xff".ljust(vision.MOST_BYTES)
     assert vision.unwrap("a", vision.check({"a": url(most)})["a"]) == most
     with pytest.raises(Failure, match="more than 5242880 bytes"):
         vision.unwrap("a", url(most + b"0"))
