@@ -329,9 +329,10 @@ A, B = seeing.picture(1, 2, 1), seeing.picture(2, 2, 2)
 
 def shown_by_template(tokenizer: PreTrainedTokenizerFast, role: str, *parts: str | Picture) -> list[int]:
     """What transformers makes of these parts, but for the pictures' ids in place of one mark each."""
-    told = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
-    turns: Any = [{"role": role, "content": told}]
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+    content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
+    turns: Any = [{"role": role, "content": content}]
+    told = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+    ids: list[int] = list(told)
     pictures = iter([part for part in parts if isinstance(part, Picture)])
     pad = tokenizer.added_tokens_encoder[seeing.PAD]
     return [each for token in ids for each in (next(pictures).ids if token == pad else [token])]
@@ -387,4 +388,4 @@ def test_a_template_without_eyes_refuses_pictures(marked: PreTrainedTokenizerFas
 
 def test_a_template_that_does_not_show_pictures_is_found_at_the_start(marked: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="does not show each picture exactly once"):
-        Template(marked, (), alternates=False, pad=marked.added_tokens_encoder["<|im_end|>"])
+        Template(marked, (), alternates=False, pad=marked.added_tokens_encoder["<tool_call>"])
