@@ -331,8 +331,7 @@ def shown_by_template(tokenizer: PreTrainedTokenizerFast, role: str, *parts: str
     """What transformers makes of these parts, but for the pictures' ids in place of one mark each."""
     content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
     turns: Any = [{"role": role, "content": content}]
-    told = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
-    ids: list[int] = list(told)
+    ids: Any = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
     pictures = iter([part for part in parts if isinstance(part, Picture)])
     pad = tokenizer.added_tokens_encoder[seeing.PAD]
     return [each for token in ids for each in (next(pictures).ids if token == pad else [token])]
