@@ -53,6 +53,8 @@ class Viewing:
                 pictures = await self._eyes.read(self._urls)
         except TimeoutError:
             raise Failure("deadline_exceeded", "the images were not read in time") from None
+        if self._gone:
+            raise asyncio.CancelledError
         ticket = await asyncio.to_thread(self._put, pictures)
         answer = await ticket.answer()
         told = {"tokens": [picture.tokens for picture in pictures], "evidence": EVIDENCE}

@@ -64,7 +64,7 @@ class Vision:
         damaged = Failure("image_unprocessable", f"{name}: the image is damaged, or takes too much to decode")
         command = [sys.executable, "-I", decoding.__file__]
         try:
-            with Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL) as process, _killed(process):
+            with Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={}) as process, _killed(process):
                 assert process.stdin is not None and process.stdout is not None
                 process.stdin.write(f"{len(data):08}".encode() + data)
                 process.stdin.flush()

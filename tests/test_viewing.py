@@ -1,7 +1,9 @@
 """models/viewing.py: POST /prompt with images, on the real server over a tiny random model."""
 
+import asyncio
 import base64
 import json
+import time
 from io import BytesIO
 from typing import Any
 
@@ -9,6 +11,11 @@ import httpx
 import pytest
 from PIL import Image
 
+from models.failure import Failure
+from models.picture import Picture
+from models.ticket import Pending
+from models.viewing import Viewing
+from models.vision import Vision
 from tests.conftest import Server
 
 LONG = "Total 12.50 EUR. "
@@ -114,3 +121,25 @@ def test_a_deadline_counts_what_is_decoded(seeing_server: Server) -> None:
 def test_a_model_that_reads_no_images_says_so(tiny_server: Server) -> None:
     told = ask(tiny_server, [url()], 400)
     assert (told["error_type"], told["error"]) == ("invalid_value", "the served model reads no images")
+
+
+def test_whoever_has_left_is_not_asked_for() -> None:
+    def ask(pictures: list[Picture]) -> Pending:
+        raise AssertionError("nobody waits")
+
+    viewing = Viewing(Vision(28, 1280), {"images.0": url()}, ask, time.monotonic() + 60)
+    assert viewing.progress == 0
+    viewing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(viewing.answer())
+
+
+def test_a_refusal_of_what_is_asked_is_passed_on() -> None:
+    def ask(pictures: list[Picture]) -> Pending:
+        assert [picture.tokens for picture in pictures] == [6]
+        raise Failure("queue_full", "later", 3)
+
+    viewing = Viewing(Vision(28, 1280), {"images.0": url()}, ask, time.monotonic() + 60)
+    with pytest.raises(Failure) as refused:
+        asyncio.run(viewing.answer())
+    assert (refused.value.code, refused.value.retry_after) == ("queue_full", 3)
