@@ -38,7 +38,7 @@ TWINS = {
 FORMS = [(0x20, 0x2FF), (0x1D00, 0x1DBF), (0x2000, 0x2BFF), (0x3200, 0x33FF), (0xFE10, 0xFFEF), (0x1D400, 0x1F1FF)]
 
 
-Form = tuple[str, tuple[str, ...] | None]  # of a turn: its role, and of what it is made where it holds pictures
+Form = str | tuple[str, ...]  # of a turn: its role, and behind it where it holds pictures of what it is made
 
 
 class Placed(NamedTuple):
@@ -70,7 +70,7 @@ class Template:
         self._special = re.compile("|".join(re.escape(token) for token in tokenizer.all_special_tokens))
         self._shown = lru_cache(64)(self._show)
         self._skeleton = lru_cache(64)(self._render)
-        self._skeleton((("user", None if pad is None else ("text", "image", "text")),))
+        self._skeleton(("user" if pad is None else ("user", "text", "image", "text"),))
         self._longest = max(map(len, tokenizer.get_vocab()))  # characters of a token; of bytes it has as many at least
 
     def encode(self, turns: Sequence[Turn], most: int | None = None) -> list[int]:
@@ -91,7 +91,7 @@ class Template:
         plain = ""  # between two control tokens all text is tokenised as one, as the tokenizer itself would do
         texts = iter([guard(text, self._markers) for turn in turns for text in texts_of(turn)])
         pictures = iter([placed.picture for turn in turns for placed in turn.pictures])
-        for piece in self._skeleton(tuple((turn.role, form_of(turn)) for turn in turns)):
+        for piece in self._skeleton(tuple(form_of(turn) for turn in turns)):
             if isinstance(piece, int):
                 ids += self._ids(plain)
                 ids += next(pictures).ids if piece == self._pad else [piece]
@@ -102,8 +102,8 @@ class Template:
 
     def reply(self, text: str) -> list[int]:
         """Ids of `text` as the assistant says it behind a prompt whose last turn is a user's, its end not included."""
-        tail = self._special.split(self._shown((("user", None),)).split(SLOT)[1])[-1]
-        between = self._shown((("user", None), ("assistant", None)), speaks=False).split(SLOT)[1]
+        tail = self._special.split(self._shown(("user",)).split(SLOT)[1])[-1]
+        between = self._shown(("user", "assistant"), speaks=False).split(SLOT)[1]
         said = between[between.rindex(tail) + len(tail) :] + guard(text, self._markers)
         before, ids = self._ids(tail), self._ids(tail + said)
         # Where the tokenizer joins both, there is no such place; then the answer is cut for itself.
@@ -121,7 +121,7 @@ class Template:
     def _render(self, forms: tuple[Form, ...]) -> list[str | int]:
         """The template around turns of these forms: text, ids of control tokens, and SLOT for the text of a turn."""
         shown = self._shown(forms)
-        if shown.count(SLOT) != sum(1 if form is None else form.count("text") for _, form in forms):
+        if shown.count(SLOT) != sum(1 if isinstance(form, str) else form.count("text") for form in forms):
             raise ValueError("the chat template does not show the text of each turn exactly once")
         pieces: list[str | int] = []
         for part in re.split(f"({self._special.pattern}|{SLOT})", shown):
@@ -129,15 +129,19 @@ class Template:
                 pieces.append(self._tokenizer.added_tokens_encoder[part])
             elif part:
                 pieces.append(part)
-        if self._pad is not None and pieces.count(self._pad) != sum((form or ()).count("image") for _, form in forms):
+        if self._pad is not None and pieces.count(self._pad) != sum(form.count("image") for form in forms):
             raise ValueError("the chat template does not show each picture exactly once")
         return pieces
 
     def _show(self, forms: tuple[Form, ...], speaks: bool = True) -> str:
         """The rendered template; `speaks`: up to where the assistant is to."""
         parts = {"image": {"type": "image"}, "text": {"type": "text", "text": SLOT}}
-        contents: list[Any] = [SLOT if form is None else [parts[kind] for kind in form] for _, form in forms]
-        turns = [{"role": role, "content": content} for (role, _), content in zip(forms, contents, strict=True)]
+        turns: list[Any] = [
+            {"role": form, "content": SLOT}
+            if isinstance(form, str)
+            else {"role": form[0], "content": [parts[kind] for kind in form[1:]]}
+            for form in forms
+        ]
         return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=speaks))
 
 
@@ -146,9 +150,9 @@ def lead(pictures: Sequence[Picture]) -> list[Placed]:
     return [Placed(0, picture) for picture in pictures]
 
 
-def form_of(turn: Turn) -> tuple[str, ...] | None:
-    """Of what a turn is made: texts around its pictures, which may be empty; None where it is one text alone."""
-    return ("text", *("image", "text") * len(turn.pictures)) if turn.pictures else None
+def form_of(turn: Turn) -> Form:
+    """A turn's role, and where it holds pictures of what it is made: these, and texts around them, maybe empty."""
+    return (turn.role, "text", *("image", "text") * len(turn.pictures)) if turn.pictures else turn.role
 
 
 def texts_of(turn: Turn) -> list[str]:
