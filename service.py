@@ -86,6 +86,7 @@ class ZopilotGPU:
                 queue_tokens=SETTINGS.queue_tokens,
                 cpu_products=SETTINGS.cpu_products,
                 receipt_key=SETTINGS.receipt_key,
+                image_tokens=SETTINGS.image_tokens,
             )
         except BaseException as error:
             reason = error.message if isinstance(error, Failure) else f"{type(error).__name__}: {error}"

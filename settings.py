@@ -86,6 +86,12 @@ class Settings:
     receipt_key: str = _variable(
         "ZOPILOT_RECEIPT_KEY", "", _text, "secret for the hashes in receipts; empty: one is made beside the model store"
     )
+    image_tokens: int = _variable(
+        "ZOPILOT_IMAGE_TOKENS",
+        1280,
+        _whole(200, 16_384),
+        "tokens that one image may take; larger ones shrink",
+    )
     deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 
 

@@ -1,7 +1,7 @@
 """What we serve: one frozen row a model. Knows no torch: any machine can read it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.failure import Failure
@@ -9,7 +9,7 @@ from models.failure import Failure
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub repository at a pinned commit; safetensors only."""
+    """A hub repository at a pinned commit, "" where none is pinned; safetensors only."""
 
     repository: str
     revision: str
@@ -34,7 +34,8 @@ class Model:
     """A row. `config` is what the publisher's config.json says of its size, for plans made before it is downloaded;
     `dtype` is that of what stays unquantised. `markers` are turn markers that text from outside must never spell
     because the tokenizer treats them as ordinary text; `alternates`: the chat template knows no system turn and
-    wants user and assistant by turns (models/template.py). `lists_labels`: whether labels are shown to the model."""
+    wants user and assistant by turns (models/template.py). `lists_labels`: whether labels are shown to the model.
+    `memory`: bytes of a card that it may take in all; 0: what there is."""
 
     name: str
     source: Hub | Wheel
@@ -49,10 +50,16 @@ class Model:
     markers: tuple[str, ...] = ()
     alternates: bool = False
     lists_labels: bool = True
+    memory: int = 0
 
     @property
     def architecture(self) -> str:
         return str(self.config["architectures"][0])
+
+    @property
+    def sees(self) -> bool:
+        """Whether it can be shown pictures."""
+        return self.architecture == SEEING
 
 
 SMOLLM2 = Model(
@@ -110,7 +117,49 @@ MIXTRAL = Model(
     alternates=True,
 )
 
-ROWS = {row.name: row for row in (SMOLLM2, MIXTRAL)}
+SEEING = "Qwen2_5_VLForConditionalGeneration"
+# Made for an A100 with 80 GB. The sizes are those of Qwen2.5-VL-32B, from which it was made; no commit of its
+# repository is known here, so none is pinned, and what is stored is planned by the config.json that came with it.
+SHIZHENGPT = Model(
+    name="shizhengpt-32b-vl",
+    source=Hub("FreedomIntelligence/ShizhenGPT-32B-VL", ""),
+    config={
+        "architectures": [SEEING],
+        "text_config": {
+            "hidden_size": 5120,
+            "intermediate_size": 27_648,
+            "num_hidden_layers": 64,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+            "vocab_size": 152_064,
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3456,
+            "out_hidden_size": 5120,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+        },
+    },
+    dtype="bfloat16",
+    bits=16,
+    context_length=32_768,
+    max_new_tokens=1024,
+    temperature=0.0,
+    top_p=1.0,
+    card="ShizhenGPT 32B VL, text and images, in bf16. Its licence is its publisher's to tell.",
+    memory=75_000_000_000,
+)
+SHIZHENGPT_NF4 = replace(
+    SHIZHENGPT,
+    name="shizhengpt-32b-vl-nf4",
+    bits=4,
+    card="ShizhenGPT 32B VL, text and images, NF4 with double quantisation; what sees stays bf16.",
+    memory=0,
+)
+
+ROWS = {row.name: row for row in (SMOLLM2, MIXTRAL, SHIZHENGPT, SHIZHENGPT_NF4)}
 
 
 def row(name: str, has_card: bool) -> Model:

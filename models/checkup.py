@@ -213,7 +213,7 @@ def judge_memory(model: Model, store: Path, here: Machine, kv_tokens: int) -> Ch
     except Failure:
         planned = plan.of_row(model)
     try:
-        tokens = planned.budget(here, kv_tokens)
+        tokens = planned.budget(here.within(model.memory), kv_tokens)
     except Failure as failure:
         return Check("memory", f"{here.free:,} bytes free on {here.name}", failure.message)
     return Check("memory", f"{here.free:,} bytes free on {here.name}: {tokens:,} tokens of KV cache fit")

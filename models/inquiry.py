@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from models.evidence import Evidence
 from models.failure import Failure
@@ -26,19 +26,11 @@ from models.merging import merge
 from models.pooling import decide
 from models.question import Answer, Question, compact, find_document, replace_document
 from models.sightings import Reading
+from models.ticket import Pending
 from models.windows import Piece, Window, split
 
 NOTE = "The document is one part of a longer one. Say null for what this part does not hold. "
 SPLITTERS = ThreadPoolExecutor(1, "split")  # seconds each: short answers, closed in other threads, must not wait for it
-
-
-class Ticket(Protocol):
-    """A question on its way."""
-
-    @property
-    def progress(self) -> float: ...
-    def cancel(self) -> None: ...
-    async def answer(self) -> Answer: ...
 
 
 class Pages(list[str]):
@@ -55,7 +47,7 @@ class Inquiry:
         question: Question,
         room: int,
         measure: Callable[[Question], int],
-        ask: Callable[[Question], Ticket],
+        ask: Callable[[Question], Pending],
         close: Callable[[Answer], Answer],
         on_conflict: Literal["error", "report"] = "error",
         deadline: float = math.inf,
@@ -71,7 +63,7 @@ class Inquiry:
         self.schema = question.json_schema and relax(question.json_schema)
         self._measure, self._ask, self._close = measure, ask, close
         self._on_conflict, self._deadline = on_conflict, deadline
-        self._tickets: list[Ticket] = []
+        self._tickets: list[Pending] = []
         self._parts = 0
         self._gone = False
         self._since = time.monotonic()
@@ -131,7 +123,7 @@ class Inquiry:
         if time.monotonic() > self._deadline:
             raise Failure("deadline_exceeded", "the document was not read in time")
 
-    async def _submit(self, part: Question, tasks: Sequence[asyncio.Task[Answer]]) -> Ticket:
+    async def _submit(self, part: Question, tasks: Sequence[asyncio.Task[Answer]]) -> Pending:
         """Where the queue is full, and of our own windows too, one of them must be answered first."""
         while True:
             self._check()
@@ -146,7 +138,7 @@ class Inquiry:
                     raise
                 await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
-    def _put(self, part: Question) -> Ticket:
+    def _put(self, part: Question) -> Pending:
         ticket = self._ask(part)
         self._tickets.append(ticket)
         if self._gone:  # while it was submitted

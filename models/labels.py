@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from models.calibration import Calibration
 from models.catalog import Model
 from models.engine.engine import Engine
 from models.failure import Failure
+from models.picture import Picture
 from models.question import Answer, Choice, Question, find_document, render, replace_document
 from models.receipt import Receipts
 from models.scoring import EMPTY, PRIOR_SECONDS, Ids, Scoring, Tree, spell, weigh
-from models.template import Template, Turn
+from models.template import Template, Turn, lead
 
 CONTENT_FREE, UNKNOWN = "content-free", "none"  # priors
 NONE = "none of these"  # what protocol.py keeps callers from calling a label
@@ -105,23 +107,26 @@ class Labels:
         self._priors: OrderedDict[tuple[str, tuple[Ids, ...]], Scoring] = OrderedDict()
         self._lock = threading.Lock()
 
-    def ask(self, question: Question, deadline: float) -> Decision:
-        """Render, tokenise and submit; `deadline` is on the monotonic clock. Raises Failure."""
+    def ask(self, question: Question, deadline: float, pictures: Listing[Picture] = ()) -> Decision:
+        """Render, tokenise and submit; `deadline` is on the monotonic clock. Raises Failure.
+
+        Behind pictures nothing is taken off: no picture is known that says nothing.
+        """
         names, task = names_of(question), self._task(question)
         tree = self.tree(names)
         longest, room = max(map(len, tree.labels)), self._model.context_length
-        stem = self._stem(render(question.prompt, question.context, task), room)
+        stem = self._stem(render(question.prompt, question.context, task), room, pictures)
         if len(stem) + longest > room:
             raise Failure(
                 "context_length_exceeded",
                 f"the prompt has {len(stem)} tokens and the longest label {longest}; the model's context is {room}",
             )
-        texts = self._emptied(question, task)
+        texts = [] if pictures else self._emptied(question, task)
         told = hashlib.sha256(texts[0].encode()).hexdigest() if texts else ""
         fitted = self._find(names, CONTENT_FREE if texts else UNKNOWN, told)
         with self._lock:
             priors = [self._empty(text, tree) for text in texts]
-        scoring = Scoring(self._engine, stem, tree, deadline, question.lane)
+        scoring = Scoring(self._engine, stem, tree, deadline, question.lane, pictures=pictures)
         return Decision(self._model.name, names, scoring, priors, question, self._receipts, told, fitted)
 
     def _find(self, names: list[str], prior: str, task: str) -> Calibration | None:
@@ -145,8 +150,8 @@ class Labels:
         lines = [f"- {each.label}" + (f": {each.description}" if each.description else "") for each in choices]
         return ["Answer with one of these labels and nothing else:\n" + "\n".join(lines)]
 
-    def _stem(self, text: str, most: int | None = None) -> list[int]:
-        return self._template.encode([Turn("user", text)], most)
+    def _stem(self, text: str, most: int | None = None, pictures: Listing[Picture] = ()) -> list[int]:
+        return self._template.encode([Turn("user", text, lead(pictures))], most)
 
     def _emptied(self, question: Question, task: list[str]) -> list[str]:
         """The same prompt with documents that say nothing; none where there is no document."""

@@ -1,7 +1,7 @@
 """Where a model is to compute: the card as its driver reports it, or the host's memory. Knows no torch and no model."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,10 @@ class Machine:
     capability: tuple[int, int] = (0, 0)
     driver: str = ""
     uuid: str = ""
+
+    def within(self, most: int) -> "Machine":
+        """The same, of a card no more than `most` bytes of which can be taken; 0: all that is free."""
+        return replace(self, free=min(self.free, most)) if most and self.device == "cuda" else self
 
 
 # Bytes that CUDA shows to a program, rounded down from what programs report (torch.cuda.mem_get_info); a card's

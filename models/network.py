@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from models import loading
+from models.catalog import SEEING
 from models.failure import Failure
 from models.header import Entry
 from models.nf4 import experts
@@ -36,11 +38,12 @@ class Need:
 
 
 def build(config: PreTrainedConfig, dtype: torch.dtype, bits: int = 4) -> PreTrainedModel:
-    """The model on the meta device. With 4 bits linear layers and experts are in NF4; routers, norms, embeddings and
-    `lm_head` stay float, and so does all with more."""
+    """The model on the meta device. With 4 bits linear layers and experts are in NF4; routers, norms, biases,
+    embeddings, `lm_head` and what sees stay float, and so does all with more."""
+    auto: Any = AutoModelForImageTextToText if config.architectures == [SEEING] else AutoModelForCausalLM
     with torch.device("meta"):
         try:
-            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            network: PreTrainedModel = auto.from_config(config, dtype=dtype)
         except Exception as error:  # of many kinds: what a config may hold is transformers' to say
             raise Failure("model_unsupported", f"it cannot be built: {type(error).__name__}") from error
         if config.architectures not in (None, [type(network).__name__]):
@@ -66,8 +69,14 @@ def _pack(network: PreTrainedModel) -> None:
                 setattr(network.get_submodule(parent), name, experts.pack(module))
             except ValueError as error:
                 raise Failure("model_unsupported", f"{path} cannot be quantised: {error}") from error
-        elif type(module) is nn.Linear and module.bias is None and name != "lm_head" and not name.endswith("gate"):
-            setattr(network.get_submodule(parent), name, NF4Linear(module.out_features, module.in_features))
+        elif type(module) is nn.Linear and name != "lm_head" and not name.endswith("gate") and not sees(path):
+            biased = None if module.bias is None else module.bias.dtype
+            setattr(network.get_submodule(parent), name, NF4Linear(module.out_features, module.in_features, biased))
+
+
+def sees(path: str) -> bool:
+    """Whether a module is part of what turns pixels into tokens."""
+    return path.startswith("model.visual.")
 
 
 def needs(network: PreTrainedModel) -> list[Need]:
@@ -75,7 +84,8 @@ def needs(network: PreTrainedModel) -> list[Need]:
     found: list[Need] = []
     packed = {path: module for path, module in network.named_modules() if isinstance(module, NF4Weight)}
     for name, weight in network.named_parameters():
-        if name.rpartition(".")[0] not in packed:
+        path, _, part = name.rpartition(".")
+        if path not in packed or part == "bias":
             found.append(Need(name, tuple(weight.shape), name, None))
     for path, module in packed.items():
         parent, _, name = path.rpartition(".")

@@ -11,9 +11,9 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from models.anatomy import decoder
+from models.anatomy import decoder, vision
 from models.anatomy.sizes import CONSTANTS, Anatomy, Form
-from models.catalog import Model
+from models.catalog import SEEING, Model
 from models.failure import Failure
 from models.machine import Machine
 from models.nf4.layout import ITEM_BYTES, Spec
@@ -21,8 +21,9 @@ from models.nf4.layout import ITEM_BYTES, Spec
 ANATOMIES: dict[str, Callable[[Mapping[str, Any], Form], Anatomy]] = {
     "LlamaForCausalLM": decoder.describe,
     "MixtralForCausalLM": decoder.describe,
+    SEEING: vision.describe,
 }
-GROUPS = ("experts", "mlp", "attention", "router", "norms", "embeddings", CONSTANTS)
+GROUPS = ("experts", "mlp", "attention", "vision", "router", "norms", "embeddings", CONSTANTS)
 # On a card: CUDA's context and libraries, bitsandbytes' scratch for the largest matrix, activations of a step,
 # logits, fragmentation. An allowance until it is measured on a card; a CPU shares its memory with everything else.
 WORKSPACE = {"cuda": 2 << 30, "cpu": 512 << 20}

@@ -4,7 +4,7 @@ Knows nothing of HTTP. `Prompts.ask` gives a ticket at once; its answer comes wh
 """
 
 import json
-import secrets
+from collections.abc import Sequence as Listing
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,14 +24,26 @@ from models.evidence import Evidence
 from models.failure import Failure
 from models.inquiry import Inquiry
 from models.labels import Decision, Labels, form_of
-from models.question import Answer, Question, answer_schema, is_divisible, render, task
+from models.markers import JOINER
+from models.picture import Picture
+from models.question import (
+    Answer,
+    Question,
+    answer_schema,
+    images_of,
+    is_divisible,
+    render,
+    sampling_of,
+    task,
+)
 from models.receipt import Receipts
-from models.template import JOINER, Template, Turn
+from models.template import Template, Turn, lead
 from models.ticket import Ticket
+from models.viewing import Viewing
+from models.vision import Vision
 
 TEMPLATE = "2"
 WARM_UP_SECONDS = 300.0
-MAX_SEED = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -62,20 +74,24 @@ class Prompts:
         stops: set[int],
         receipts: Receipts,
         calibrations: Path | None = None,
+        vision: Vision | None = None,
     ) -> None:
-        """`calibrations`: the folder of those in force."""
+        """`calibrations`: the folder of those in force; `vision`: None where the model reads no images."""
         self._model = model
         self._engine = engine
         self._room = min(model.context_length, engine.cache.budget)  # tokens, of a prompt and its answer
         self._receipts = receipts
-        self.template = Template(tokenizer, model.markers, model.alternates)
+        self.template = Template(tokenizer, model.markers, model.alternates, engine.pad)
         self.grammars = Grammars(tokenizer, engine.vocabulary, stops)
         self._labels = Labels(model, self.template, engine, tokenizer.eos_token_id, receipts, calibrations)
         self._calibrations = calibrations
+        self._vision = vision
 
-    def ask(self, question: Question, deadline: float) -> Ticket[Asked] | Decision | Inquiry:
+    def ask(self, question: Question, deadline: float) -> Ticket[Asked] | Decision | Inquiry | Viewing:
         """Check, render, tokenise and submit; a document that is too long for one prompt is asked about window by
-        window. `deadline` is on the monotonic clock. Raises Failure."""
+        window, and images are read first. `deadline` is on the monotonic clock. Raises Failure."""
+        if urls := images_of(question):
+            return Viewing(self._vision, urls, lambda pictures: self._ask(question, deadline, pictures), deadline)
         try:
             return self._ask(question, deadline)
         except Failure as refused:
@@ -84,12 +100,12 @@ class Prompts:
                 raise
         return self._inquire(question, deadline)
 
-    def _ask(self, question: Question, deadline: float) -> Ticket[Asked] | Decision:
+    def _ask(self, question: Question, deadline: float, pictures: Listing[Picture] = ()) -> Ticket[Asked] | Decision:
         if question.labels is not None:
-            return self._labels.ask(question, deadline)
-        ids = self._encode(question, self._model.context_length)
+            return self._labels.ask(question, deadline, pictures)
+        ids = self._encode(question, self._model.context_length, pictures)
         asked = self._read(question, len(ids))
-        sequence = Sequence(ids, asked.sampling, deadline=deadline, lane=question.lane)
+        sequence = Sequence(ids, asked.sampling, deadline=deadline, lane=question.lane, pictures=pictures)
         if asked.grammar is not None:
             sequence.keyword = asked.grammar.keyword
             sequence.matcher, sequence.guard = self._start(asked.grammar, asked.demand)
@@ -120,16 +136,16 @@ class Prompts:
             self.grammars.compile(inquiry.schema)
         return inquiry
 
-    def _encode(self, question: Question, most: int | None = None) -> list[int]:
+    def _encode(self, question: Question, most: int | None = None, pictures: Listing[Picture] = ()) -> list[int]:
         text = render(question.prompt, question.context, task(answer_schema(question)))
-        return self.template.encode([Turn("user", text)], most)
+        return self.template.encode([Turn("user", text, lead(pictures))], most)
 
     def _read(self, question: Question, prompt_tokens: int) -> Asked:
         """What is refused whatever the model would say is refused here."""
         schema = answer_schema(question)
         grammar = None if schema is None else self.grammars.compile(schema)
         demand = None if schema is None else audit.read(question, schema)
-        return Asked(question, self._sampling(question, prompt_tokens), grammar, demand)
+        return Asked(question, sampling_of(question, self._model, prompt_tokens), grammar, demand)
 
     def warm_up(self) -> None:
         """One short answer through every part, before the first caller's."""
@@ -147,27 +163,6 @@ class Prompts:
         # A joiner may be the template's, and is taken out of answers.
         pieces = tuple(piece for page in demand.document.pages for piece in page.split(JOINER))
         return grammar.start(self.grammars.index(pieces))
-
-    def _sampling(self, question: Question, prompt_tokens: int) -> Sampling:
-        room = self._model.context_length - prompt_tokens
-        wanted = question.max_new_tokens or self._model.max_new_tokens
-        if question.max_new_tokens is None and not is_divisible(question):
-            wanted = min(wanted, max(room, 1))
-        if wanted > room:
-            raise Failure(
-                "context_length_exceeded",
-                f"the prompt has {prompt_tokens} tokens and the answer may take {wanted}; "
-                f"the model's context is {self._model.context_length}",
-            )
-        warmth = self._model.temperature if question.temperature is None else question.temperature
-        seed = question.seed
-        return Sampling(
-            max_new_tokens=wanted,
-            temperature=warmth,
-            top_p=self._model.top_p if question.top_p is None else question.top_p,
-            # Drawn here, so that the receipt can tell it and the same answer can be had again.
-            seed=secrets.randbelow(MAX_SEED) if seed is None and warmth > 0 else seed,
-        )
 
     def close(self, completion: Completion, asked: Asked) -> Answer:
         """The answer, if it ended by itself, or less is allowed, and if it is what was asked for; else Failure."""

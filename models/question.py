@@ -2,14 +2,18 @@
 
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeGuard
 
-from models.engine.sequence import FinishReason, Lane
+from models.catalog import Model
+from models.engine.sequence import FinishReason, Lane, Sampling
+from models.failure import Failure
 from models.schema.dialect import Schema
 
-DOCUMENT = "document"  # the name in the context under which the document is looked for
+DOCUMENT, IMAGES = "document", "images"  # the names in the context under which these are looked for
+MAX_SEED = 1 << 63
 BLANK_LINE = re.compile(r"\n[ \t\r]*\n\s*")
 
 
@@ -87,9 +91,44 @@ def replace_document(prompt: str, context: Mapping[str, Any], pages: list[str]) 
     return prompt[: document.shift] + pages[0], dict(context)
 
 
+def images_of(question: Question) -> dict[str, Any]:
+    """What its context has under `images`, each by its path; Failure where that is no list of some."""
+    if IMAGES not in question.context:
+        return {}
+    given = question.context[IMAGES]
+    if not isinstance(given, list) or not given:
+        raise Failure("invalid_value", f"context.{IMAGES}: a list of data URLs is needed")
+    return {f"context.{IMAGES}.{number}": url for number, url in enumerate(given)}
+
+
 def is_divisible(question: Question) -> bool:
-    """Whether it can be asked of parts of its document."""
+    """Whether it can be asked of parts of its document, which it cannot beside images."""
+    if IMAGES in question.context:
+        return False
     return question.format == "json" and find_document(question.prompt, question.context) is not None
+
+
+def sampling_of(question: Question, model: Model, prompt_tokens: int) -> Sampling:
+    """How the answer is chosen; Failure where there is no room for it behind so many tokens."""
+    room = model.context_length - prompt_tokens
+    wanted = question.max_new_tokens or model.max_new_tokens
+    if question.max_new_tokens is None and not is_divisible(question):
+        wanted = min(wanted, max(room, 1))
+    if wanted > room:
+        raise Failure(
+            "context_length_exceeded",
+            f"the prompt has {prompt_tokens} tokens and the answer may take {wanted}; "
+            f"the model's context is {model.context_length}",
+        )
+    warmth = model.temperature if question.temperature is None else question.temperature
+    seed = question.seed
+    return Sampling(
+        max_new_tokens=wanted,
+        temperature=warmth,
+        top_p=model.top_p if question.top_p is None else question.top_p,
+        # Drawn here, so that the receipt can tell it and the same answer can be had again.
+        seed=secrets.randbelow(MAX_SEED) if seed is None and warmth > 0 else seed,
+    )
 
 
 def answer_schema(question: Question) -> Schema | None:
@@ -109,9 +148,10 @@ def task(schema: Schema | None) -> list[str]:
 
 def render(prompt: str, context: Mapping[str, Any], task: list[str]) -> str:
     """The user's turn: `task` says what form the answer is to have. What many prompts share comes first, the document
-    last."""
+    last. Images are no text."""
     parts = [*task, prompt]
-    texts = {name: text for key, value in context.items() for name, text in _texts(key, value)}
+    told = ((key, value) for key, value in context.items() if key != IMAGES)
+    texts = {name: text for key, value in told for name, text in _texts(key, value)}
     # Longer than any run of backticks inside, so no document can close its own block.
     longest = max((len(run[0]) for text in texts.values() for run in re.finditer("`{3,}", text)), default=2)
     fence = "`" * (longest + 1)

@@ -19,6 +19,7 @@ from models.machine import Machine
 from models.prompt import TEMPLATE, Prompts
 from models.question import compact
 from models.receipt import Receipts, find_key
+from models.vision import Vision
 
 TRIM_SECONDS = 20.0
 STEP_TOKENS = {"cuda": 2048, "cpu": 512}  # as long as an answer may wait while prompts are read
@@ -38,10 +39,11 @@ class Runtime:
         queue_tokens: int,
         cpu_products: str,
         receipt_key: str = "",
+        image_tokens: int = 1280,
     ) -> None:
         checkup.require(checkup.examine(model, models, here, kv_tokens))
         item = manifest.locate(model, models)
-        kv_tokens = plan.of_item(model.name, item, model.dtype, model.bits).budget(here, kv_tokens)
+        kv_tokens = plan.of_item(model.name, item, model.dtype, model.bits).budget(here.within(model.memory), kv_tokens)
         loaded = store.load(item, torch.device(here.device))
         stops = stop_ids(loaded)
         self._products = "" if here.device != "cpu" else cpu_products or best_products()
@@ -60,7 +62,8 @@ class Runtime:
         self._model, self._made_with = model, made_with(model, loaded, item, self.engine, self._products)
         self._calibrations = models.parent / "calibrations"
         receipts = Receipts(find_key(receipt_key, models.parent), self._made_with)
-        self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops, receipts, self._calibrations)
+        eyes = open_eyes(loaded, image_tokens) if model.sees else None
+        self.prompts = Prompts(model, loaded.tokenizer, self.engine, stops, receipts, self._calibrations, eyes)
         self.prompts.warm_up()
         self._since = int(time.time())
         threading.Thread(target=self._trim, name="trim", daemon=True).start()
@@ -148,6 +151,12 @@ def fingerprint(made_with: dict[str, Any]) -> str:
     return f"fp_{hashlib.sha256(compact(made_with).encode()).hexdigest()[:12]}"
 
 
+def open_eyes(loaded: store.Loaded, tokens: int) -> Vision:
+    """How the model is shown images, at most so many tokens each."""
+    described = loaded.network.config.vision_config
+    return Vision(described.patch_size * described.spatial_merge_size, tokens)
+
+
 def best_products() -> str:
     """What this processor multiplies fastest without losing what the weights hold: NF4 has 16 values a block."""
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
@@ -155,6 +164,6 @@ def best_products() -> str:
 
 def stop_ids(loaded: store.Loaded) -> set[int]:
     """Tokens that end a turn: the config's and the tokenizer's."""
-    told = loaded.network.config.eos_token_id
+    told = loaded.network.config.get_text_config().eos_token_id
     ids = {told} if isinstance(told, int) else set(told or ())
     return ids | {loaded.tokenizer.eos_token_id}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from models.engine.engine import Engine
 from models.engine.sequence import Completion, Lane, Sampling, Sequence
 from models.failure import Failure
+from models.picture import Picture
 from models.template import Template
 
 Ids = tuple[int, ...]
@@ -75,9 +76,17 @@ class Scoring:
     """The labels of one stem on their way through the engine. Cancelling it frees its rows."""
 
     def __init__(
-        self, engine: Engine, stem: list[int], tree: Tree, deadline: float, lane: Lane, known: int = 0
+        self,
+        engine: Engine,
+        stem: list[int],
+        tree: Tree,
+        deadline: float,
+        lane: Lane,
+        known: int = 0,
+        pictures: Listing[Picture] = (),
     ) -> None:
-        """Submits; raises Failure, and then nothing is on its way. `known`: leading ids that another one has."""
+        """Submits; raises Failure, and then nothing is on its way. `known`: leading ids that another one has;
+        `pictures`: those whose ids stand in the stem."""
         self.tree = tree
         self.sequences: list[Sequence] = []
         try:
@@ -90,6 +99,7 @@ class Scoring:
                     lane=lane,
                     probes=probes,
                     follows=len(stem) - 1 if self.sequences else known,
+                    pictures=pictures,
                 )
                 engine.submit(sequence)
                 self.sequences.append(sequence)

@@ -22,7 +22,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
-from models.catalog import Hub, Model, Wheel
+from models import vision
+from models.catalog import SEEING, Hub, Model, Wheel
 from models.failure import Failure
 from models.gguf import open_gguf
 
@@ -34,11 +35,13 @@ HUB_FILES = [
     "special_tokens_map.json",
     "chat_template.jinja",
     "model*.safetensors*",
+    "preprocessor_config.json",
 ]
 HUB_TRIES = 5
 CHUNK = 1 << 20
 STORED_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.(w[123])\.weight$")
+SEEING_PREFIX = re.compile(r"^(?:(visual)\.|model\.(?!visual\.|language_model\.))")
 MIXTRAL_PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 
 
@@ -134,6 +137,8 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
     if not isinstance(described, dict):
         raise Failure("source_invalid", "config.json is not a JSON object")
     check_config(described, architecture)
+    if architecture == SEEING:
+        vision.check_preparation(folder / "preprocessor_config.json")
     found: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     sizes: dict[str, int] = {}
@@ -141,7 +146,7 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
         with safe_open(file, "pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 part = shard.get_slice(name)
-                ours = rename(name)
+                ours = rename(name, architecture)
                 if ours in found:
                     raise Failure("source_invalid", f"the source holds {ours} twice")
                 found[ours] = (file, name)
@@ -170,8 +175,11 @@ def open_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def rename(name: str) -> str:
-    """A hub tensor's name as transformers 5 has it; Mixtral's repositories say w1, w3, w2 for gate, up and down."""
+def rename(name: str, architecture: str) -> str:
+    """A hub tensor's name as transformers 5 has it; Mixtral's repositories say w1, w3, w2 for gate, up and down, those
+    of Qwen2.5-VL leave out whose layers they are."""
+    if architecture == SEEING:
+        return SEEING_PREFIX.sub(lambda found: f"model.{found[1] or 'language_model'}.", name)
     name = name.replace(".block_sparse_moe.", ".mlp.")
     if found := EXPERT.search(name):
         return f"{name[: found.start(2)]}{MIXTRAL_PROJECTIONS[found[2]]}.weight"
@@ -186,10 +194,13 @@ def open_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerFast:
         raise Failure("source_invalid", f"the tokenizer cannot be read: {type(error).__name__}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise Failure("source_invalid", "the tokenizer is not a fast one (tokenizer.json)")
-    for token in tokenizer.added_tokens_decoder.values():
-        if not token.special:
-            # Text from outside that spells such a token would become it, whatever the tokenizer is told.
-            raise Failure("source_invalid", f"the tokenizer's added token {token.content} is not a special one")
+    # Text from outside that spells an added token which is none of the special ones would become it, whatever the
+    # tokenizer is told; Qwen's have some (<tool_call>).
+    plain = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    if plain:
+        tokenizer.add_special_tokens({"extra_special_tokens": plain}, replace_extra_special_tokens=False)
+    if any(not token.special for token in tokenizer.added_tokens_decoder.values()):
+        raise Failure("source_invalid", "the tokenizer has added tokens that cannot be made special ones")
     return tokenizer
 
 

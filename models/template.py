@@ -1,59 +1,55 @@
 """Turns of a conversation as ids and back. Text from outside can never become a control token or forge a turn.
 
-Two walls. Special tokens: text of a turn is tokenised with `split_special_tokens`, so `</s>` in it is five letters.
-Turn markers that are plain text to the tokenizer (Mixtral's [INST]): `guard` puts one word joiner, U+2060, behind the
-first character of each marker and of all that looks like one (other case, other forms of the letters, Greek and
-Cyrillic twins, blanks or invisible characters between them), so "[INST]" becomes "[" + U+2060 + "INST]". A text that
-holds joiners there gets one more, `unguard` takes one away: every text comes back as it was.
+Two walls. Special tokens: text of a turn is tokenised with `split_special_tokens`, so `</s>` in it is four characters.
+Turn markers that are plain text to the tokenizer (Mixtral's [INST]) are broken by models/markers.py.
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
-from functools import cache, lru_cache
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
 from models.failure import Failure
+from models.markers import beginning, guard, unguard
+from models.picture import BLIND, Picture
 
 SLOT = "\ue000"  # stands for a turn's text while the chat template is rendered
-JOINER = "\u2060"
-# Letters of other scripts and signs that are drawn like those of the markers (Unicode TR 39, a choice).
-TWINS = {
-    "i": "\u0399\u03b9\u0406\u0456\u04c0\u04cf\u01c0|l1",
-    "n": "\u039d\u0578\u057c",
-    "s": "\u0405\u0455\u054f\ua731",
-    "t": "\u03a4\u03c4\u0422\u0442\u1d1b",
-    "y": "\u03a5\u03c5\u0423\u0443\u04ae\u04af",
-    "[": "\u2045\u27e6\u2772\u3010\u3014\u301a",
-    "]": "\u2046\u27e7\u2773\u3011\u3015\u301b",
-    "<": "\u2039\u2329\u276c\u276e\u27e8\u3008",
-    ">": "\u203a\u232a\u276d\u276f\u27e9\u3009",
-    "/": "\u2044\u2215\u29f8\u2571",
-}
-# Where Unicode keeps other forms of ASCII: super- and subscripts, letter-like, enclosed, full-width, mathematical.
-FORMS = [(0x20, 0x2FF), (0x1D00, 0x1DBF), (0x2000, 0x2BFF), (0x3200, 0x33FF), (0xFE10, 0xFFEF), (0x1D400, 0x1F1FF)]
+Form = str | tuple[str, ...]  # of a turn: its role, and behind it where it holds pictures of what it is made
+
+
+class Placed(NamedTuple):
+    """A picture, and how many characters of a turn's text come before it."""
+
+    at: int
+    picture: Picture
 
 
 class Turn(NamedTuple):
-    """Who says what."""
+    """Who says what; `pictures` in the order in which they are shown."""
 
     role: Literal["system", "user", "assistant"]
     text: str
+    pictures: Sequence[Placed] = ()
 
 
 class Template:
-    """A model's chat template and tokenizer; `alternates`: it has no system turn, user and assistant speak by turns."""
+    """A model's chat template and tokenizer; `alternates`: it has no system turn, user and assistant speak by turns;
+    `pad`: the token that the template puts where a picture is to be, None where the model sees none."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, markers: tuple[str, ...], alternates: bool) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, markers: tuple[str, ...], alternates: bool, pad: int | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._pad = pad
         self._markers = markers
         self._alternates = alternates
         self._special = re.compile("|".join(re.escape(token) for token in tokenizer.all_special_tokens))
         self._shown = lru_cache(64)(self._show)
         self._skeleton = lru_cache(64)(self._render)
-        self._skeleton(("user",))
+        self._skeleton(("user" if pad is None else ("user", "text", "image", "text"),))
         self.letter = self._ids("a")  # read as one letter, and as nothing else beside other ids
         self._longest = max(map(len, tokenizer.get_vocab()))  # characters of a token; of bytes it has as many at least
 
@@ -64,14 +60,17 @@ class Template:
         One loss is the tokenizer's: SentencePiece writes a blank as U+2581, so it cannot tell that one from a blank.
         """
         self._check_length(sum(len(turn.text) for turn in turns), most)
+        if self._pad is None and any(turn.pictures for turn in turns):
+            raise Failure("invalid_value", BLIND)
         turns = fold(turns) if self._alternates else turns
         ids: list[int] = []
         plain = ""  # between two control tokens all text is tokenised as one, as the tokenizer itself would do
-        texts = iter([guard(turn.text, self._markers) for turn in turns])
-        for piece in self._skeleton(tuple(turn.role for turn in turns)):
+        texts = iter([guard(text, self._markers) for turn in turns for text in texts_of(turn)])
+        pictures = iter([placed.picture for turn in turns for placed in turn.pictures])
+        for piece in self._skeleton(tuple(form_of(turn) for turn in turns)):
             if isinstance(piece, int):
                 ids += self._ids(plain)
-                ids.append(piece)
+                ids += next(pictures).ids if piece == self._pad else [piece]
                 plain = ""
             else:
                 plain += next(texts) if piece == SLOT else piece
@@ -109,7 +108,7 @@ class Template:
 
     def settle(self, text: str) -> int:
         """How much of `text` reads the same whatever follows it: `unguard` cannot yet tell of the rest."""
-        found = _beginning(self._markers).search(text) if self._markers else None
+        found = beginning(self._markers).search(text) if self._markers else None
         return len(text) if found is None else found.start()
 
     def unguard(self, text: str) -> str:
@@ -120,10 +119,10 @@ class Template:
             return []
         return list(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    def _render(self, roles: tuple[str, ...]) -> list[str | int]:
-        """The template around turns of these roles: text, ids of control tokens, and SLOT for the text of a turn."""
-        shown = self._shown(roles)
-        if shown.count(SLOT) != len(roles):
+    def _render(self, forms: tuple[Form, ...]) -> list[str | int]:
+        """The template around turns of these forms: text, ids of control tokens, and SLOT for the text of a turn."""
+        shown = self._shown(forms)
+        if shown.count(SLOT) != sum(1 if isinstance(form, str) else form.count("text") for form in forms):
             raise ValueError("the chat template does not show the text of each turn exactly once")
         pieces: list[str | int] = []
         for part in re.split(f"({self._special.pattern}|{SLOT})", shown):
@@ -131,12 +130,36 @@ class Template:
                 pieces.append(self._tokenizer.added_tokens_encoder[part])
             elif part:
                 pieces.append(part)
+        if self._pad is not None and pieces.count(self._pad) != sum(form.count("image") for form in forms):
+            raise ValueError("the chat template does not show each picture exactly once")
         return pieces
 
-    def _show(self, roles: tuple[str, ...], speaks: bool = True) -> str:
+    def _show(self, forms: tuple[Form, ...], speaks: bool = True) -> str:
         """The rendered template; `speaks`: up to where the assistant is to."""
-        turns = [{"role": role, "content": SLOT} for role in roles]
+        parts = {"image": {"type": "image"}, "text": {"type": "text", "text": SLOT}}
+        turns: list[Any] = [
+            {"role": form, "content": SLOT}
+            if isinstance(form, str)
+            else {"role": form[0], "content": [parts[kind] for kind in form[1:]]}
+            for form in forms
+        ]
         return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=speaks))
+
+
+def lead(pictures: Sequence[Picture]) -> list[Placed]:
+    """Pictures that come before all of a turn's text."""
+    return [Placed(0, picture) for picture in pictures]
+
+
+def form_of(turn: Turn) -> Form:
+    """A turn's role, and where it holds pictures of what it is made: these, and texts around them, maybe empty."""
+    return (turn.role, "text", *("image", "text") * len(turn.pictures)) if turn.pictures else turn.role
+
+
+def texts_of(turn: Turn) -> list[str]:
+    """The texts around a turn's pictures."""
+    ends = [0, *(placed.at for placed in turn.pictures), len(turn.text)]
+    return [turn.text[start:end] for start, end in pairwise(ends)]
 
 
 def fold(turns: Sequence[Turn]) -> list[Turn]:
@@ -144,7 +167,7 @@ def fold(turns: Sequence[Turn]) -> list[Turn]:
     of one role that follow each other become one. Failure unless a user speaks first and last."""
     folded: list[Turn] = []
     system = [turn.text for turn in turns if turn.role == "system"]
-    for role, text in turns:
+    for role, text, _ in turns:
         if role == "system":
             continue
         if folded and folded[-1].role == role:
@@ -154,70 +177,3 @@ def fold(turns: Sequence[Turn]) -> list[Turn]:
     if not folded or folded[0].role != "user" or folded[-1].role != "user":
         raise Failure("invalid_value", "a conversation begins and ends with a user's turn")
     return [Turn("user", "\n\n".join([*system, folded[0].text])), *folded[1:]]
-
-
-def guard(text: str, markers: tuple[str, ...]) -> str:
-    """Break every turn marker, and what looks like one, by a word joiner; `unguard` undoes it exactly."""
-    return _shift(text, markers, 1)
-
-
-def unguard(text: str, markers: tuple[str, ...]) -> str:
-    """Take away what `guard` put in."""
-    return _shift(text, markers, -1)
-
-
-def _shift(text: str, markers: tuple[str, ...], by: int) -> str:
-    if not markers:
-        return text
-    return _pattern(markers).sub(lambda found: found[1] + JOINER * max(len(found[2]) + by, 0), text)
-
-
-@cache
-def _pattern(markers: tuple[str, ...]) -> re.Pattern[str]:
-    """The first character of a marker, the joiners behind it; the rest is only looked at.
-
-    Between any two characters unseen ones may stand, so joiners put in elsewhere never make or break a match. All
-    repeats are possessive: the time is linear in the text.
-    """
-    alternatives = []
-    for marker in markers:
-        first, *rest = (_forms(character) for character in marker)
-        body = "".join(f"{_unseen()}*+{forms}" for forms in rest)
-        alternatives.append(f"{first}(?={JOINER}*+{body})")
-    return re.compile(f"({'|'.join(alternatives)})({JOINER}*+)")
-
-
-@cache
-def _beginning(markers: tuple[str, ...]) -> re.Pattern[str]:
-    """What ends a text and may come to be a marker that is broken by joiners: its first character, joiners, and as much
-    of the rest as is there."""
-    alternatives = []
-    for marker in markers:
-        first, *rest = (_forms(character) for character in marker)
-        body = ""
-        for forms in reversed(rest[:-1]):
-            body = f"(?:{forms}{_unseen()}*+{body})?+"
-        alternatives.append(f"{first}(?:{JOINER}{_unseen()}*+{body})?+\\Z")
-    return re.compile("|".join(alternatives))
-
-
-@cache
-def _forms(character: str) -> str:
-    """A character class of all that Unicode calls a form of `character`, in either case."""
-    wanted = character.casefold()
-    ranges = (chr(number) for start, end in FORMS for number in range(start, end + 1))
-    found = [form for form in ranges if unicodedata.normalize("NFKC", form).casefold() == wanted]
-    return f"[{''.join(re.escape(form) for form in (*found, *TWINS.get(wanted, '')))}]"
-
-
-@cache
-def _unseen() -> str:
-    """A character class of blanks, control and format characters, combining marks, and fillers that show nothing."""
-    fillers = "\u115f\u1160\u2800\u3164\uffa0"
-    hidden = [
-        chr(number)
-        for start, end in ((0, 0x1FFFF), (0xE0000, 0xE01FF))
-        for number in range(start, end + 1)
-        if unicodedata.category(chr(number)) in ("Cc", "Cf", "Mn", "Me", "Zs", "Zl", "Zp") or chr(number) in fillers
-    ]
-    return f"[{''.join(re.escape(character) for character in hidden)}]"

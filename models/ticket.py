@@ -1,14 +1,23 @@
-"""A sequence on its way to an answer, for whoever waits for it. Knows nothing of what was asked."""
+"""A sequence, or several, on their way to an answer, for whoever waits for it. Knows nothing of what was asked."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from models.engine.sequence import Completion, Sequence
 from models.question import Answer
 
 Asked = TypeVar("Asked")
+
+
+class Pending(Protocol):
+    """Any question on its way."""
+
+    @property
+    def progress(self) -> float: ...
+    def cancel(self) -> None: ...
+    async def answer(self) -> Answer: ...
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from models import catalog, plan
+from models.anatomy.sizes import CONSTANTS
 from models.failure import Failure
 from models.machine import CARDS, Machine
 
@@ -28,10 +29,12 @@ def main() -> int:
         print(f"scripts/plan: {failure.message}", file=sys.stderr)
         return 2
     show(planned)
+    most = catalog.ROWS[options.model].memory if options.model in catalog.ROWS else 0
     if options.card:
-        return fit(planned, CARDS[options.card], options.kv_tokens)
+        return fit(planned, CARDS[options.card].within(most), options.kv_tokens)
     if options.vram is not None:
-        return fit(planned, Machine("cuda", "the card", options.vram, options.vram), options.kv_tokens)
+        card = Machine("cuda", "the card", options.vram, options.vram)
+        return fit(planned, card.within(most), options.kv_tokens)
     return 0
 
 
@@ -65,7 +68,8 @@ def read(name: str) -> plan.Plan:
 
 def show(planned: plan.Plan) -> None:
     """The ledger."""
-    print(f"{planned.name}: {planned.parameters:,} weights, the matrices in NF4\n")
+    form = "the matrices in NF4" if CONSTANTS in planned.ledger else "none of them in NF4"
+    print(f"{planned.name}: {planned.parameters:,} weights, {form}\n")
     for group, count in planned.ledger.items():
         print(f"  {group:24}{count:>18,} bytes")
     print(f"  {'weights':24}{planned.weights:>18,} bytes  {planned.weights / 2**30:.2f} GiB")
@@ -76,6 +80,8 @@ def show(planned: plan.Plan) -> None:
 def fit(planned: plan.Plan, card: Machine, kv_tokens: int) -> int:
     """Say what fits on `card`; 1 if the model does not."""
     print(f"\n{card.name}: {card.total:,} bytes, {card.total / 2**30:.2f} GiB")
+    if card.free < card.total:
+        print(f"  of which this model may take {card.free:,}")
     try:
         tokens = planned.budget(card, kv_tokens)
     except Failure as failure:

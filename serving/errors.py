@@ -26,6 +26,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "invalid_json": Kind(400, "the body is not valid JSON"),
     "invalid_value": Kind(400, "a field has a value that is not allowed"),
+    "invalid_image": Kind(400, "an image is not one that is taken"),
     "invalid_text": Kind(400, "a text holds NUL or half a surrogate pair"),
     "unknown_parameter": Kind(400, "a field is not known"),
     "schema_invalid": Kind(400, "the schema is not a valid JSON Schema"),
@@ -43,6 +44,7 @@ KINDS: dict[str, Kind] = {
     "check_failed": Kind(422, "the answer breaks a rule of x-check"),
     "evidence_absent": Kind(422, "the answer has values that are not in the document"),
     "windows_conflict": Kind(422, "parts of the document say different things"),
+    "image_unprocessable": Kind(422, "an image cannot be decoded"),
     "verbatim_absent": Kind(422, "nothing in the document fits a copy-only field"),
     "queue_full": Kind(429, "too many prompts are waiting", 10),
     "client_closed_request": Kind(499, "the client left"),

@@ -51,7 +51,9 @@ class Prompt(bentoml.IODescriptor):
     __root_input__ = True
 
     prompt: str = Field(min_length=1, description="what to do; may hold the document itself")
-    context: dict[str, Any] = Field({}, description="reference data by name; strings are shown as they are")
+    context: dict[str, Any] = Field(
+        {}, description="reference data by name; strings are shown as they are, `images`: data URLs"
+    )
     json_schema: dict[str, Any] | None = Field(None, alias="schema", description="JSON Schema of the answer")
     labels: list[Named] | None = Field(None, min_length=1, max_length=256, description="how probable is each of these")
     none_of_these: bool = Field(False, description="with labels: none of them may be right")
@@ -130,6 +132,7 @@ class Metadata(BaseModel):
     bounds: Any = None
     labels: dict[str, Any] | None = None
     windows: dict[str, Any] | None = None
+    images: dict[str, Any] | None = None
     receipt: dict[str, Any] | None = None
 
 

@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from benchmarks.tokenizer import read_tokenizer
-from models import catalog, manifest, store
-from tests import interpreter
+from models import catalog, manifest, source, store
+from tests import interpreter, seeing
 
 if TYPE_CHECKING:
     from models.engine.engine import Engine
@@ -152,6 +152,23 @@ def tiny_mixtral(tiny_mixtral_home: Path) -> store.Loaded:
     return store.load(manifest.locate(catalog.MIXTRAL, tiny_mixtral_home / "models"), torch.device("cpu"))
 
 
+@pytest.fixture(scope="session")
+def seeing_folder(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+    """A random two-layer Qwen2.5-VL with SmolLM2's tokenizer and three marks of pictures, in the hub's layout."""
+    path = tmp_path_factory.mktemp("seeing")
+    seeing.save(path, source.open_tokenizer(manifest.locate(catalog.SMOLLM2, home / "models")))
+    return path
+
+
+@pytest.fixture(scope="session")
+def seeing_home(tmp_path_factory: pytest.TempPathFactory, seeing_folder: Path) -> Path:
+    """A BENTOML_HOME whose shizhengpt-32b-vl is the tiny Qwen2.5-VL in bf16, and its NF4 row the same in NF4."""
+    path = tmp_path_factory.mktemp("seeing-home")
+    for row in (catalog.SHIZHENGPT, catalog.SHIZHENGPT_NF4):
+        store.import_model(row, path / "models", seeing_folder)
+    return path
+
+
 @contextmanager
 def started(engine: "Engine") -> Iterator["Engine"]:
     """An engine that is running until the block ends."""
@@ -225,6 +242,14 @@ def wait_until_ready(server: Server, seconds: float = 90) -> None:
 def tiny_server(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The service over the tiny model: for contracts, where what the model says does not matter."""
     with serve(tiny_home, tmp_path_factory.mktemp("tiny-server") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seeing_server(seeing_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The service over the tiny model that reads images."""
+    log = tmp_path_factory.mktemp("seeing-server") / "log"
+    with serve(seeing_home, log, ZOPILOT_MODEL=catalog.SHIZHENGPT.name) as server:
         yield server
 
 

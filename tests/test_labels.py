@@ -26,11 +26,12 @@ from models.catalog import MIXTRAL, SMOLLM2
 from models.engine.engine import Engine
 from models.failure import Failure
 from models.labels import NONE, Decision, Labels
+from models.markers import guard
 from models.question import Answer, Question, render
 from models.receipt import Receipts
 from models.runtime import stop_ids
 from models.scoring import Scoring, weigh
-from models.template import Template, guard
+from models.template import Template
 from serving.protocol import Prompt
 from tests.conftest import started
 

@@ -31,6 +31,21 @@ def test_forward_is_a_product_with_the_dequantised_matrix(rows: int, columns: in
     torch.testing.assert_close(y, x @ matrix.dequantise(packed, torch.float32).T, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_is_added(dtype: torch.dtype) -> None:
+    linear, packed = pair(128, 192)
+    biased = NF4Linear(128, 192, torch.bfloat16)
+    assert biased.bias is not None and not biased.bias.requires_grad
+    for name, tensor in [*packed._asdict().items(), ("bias", torch.linspace(-3, 3, 128).bfloat16())]:
+        setattr(biased, name, nn.Parameter(tensor, requires_grad=False))
+    x = torch.randn(5, 192, generator=torch.Generator().manual_seed(1)).to(dtype)
+    y = biased(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, linear(x) + biased.bias.to(dtype))
+    biased.products = torch.bfloat16
+    assert biased(x).dtype == torch.bfloat16
+
+
 def test_bf16_in_is_bf16_out() -> None:
     linear, packed = pair(128, 256)
     x = torch.randn(9, 256, generator=torch.Generator().manual_seed(1)).bfloat16()

@@ -57,11 +57,15 @@ def test_build_replaces_the_linear_layers_and_holds_no_bytes(item: Path) -> None
     assert not model.training
 
 
-def test_a_layer_with_a_bias_is_left_alone() -> None:
+def test_a_layer_keeps_its_bias_as_it_is() -> None:
     config = LlamaConfig.from_dict({**tied().to_dict(), "mlp_bias": True})
-    model = network.build(config, torch.float32)
-    assert type(model.get_submodule("model.layers.0.mlp.up_proj")) is nn.Linear
-    assert type(model.get_submodule("model.layers.0.self_attn.q_proj")) is NF4Linear
+    model = network.build(config, torch.bfloat16)
+    layer = model.get_submodule("model.layers.0.mlp.up_proj")
+    assert isinstance(layer, NF4Linear) and layer.bias is not None
+    assert (layer.bias.dtype, layer.bias.shape) == (torch.bfloat16, (128,))
+    needs = {need.name: need for need in network.needs(model) if "layers.0.mlp.up_proj" in need.name}
+    assert {name.rpartition(".")[2]: need.index for name, need in needs.items()} == {"bias": None, "weight": ()}
+    assert model.get_submodule("model.layers.0.self_attn.q_proj").bias is None
 
 
 def test_the_sources_are_the_tensors_of_the_float_model() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from models import catalog
+from models import catalog, plan
 from models.machine import CARDS
 from scripts import plan as script
 from tests.conftest import ROOT
@@ -36,6 +36,7 @@ mixtral-8x7b-instruct: 46,702,792,704 weights, the matrices in NF4
 """
 
 
+KNOWN = f"known: {', '.join(plan.ANATOMIES)}"
 MEND = "free some, ask for fewer tokens (ZOPILOT_KV_TOKENS), or take a larger card or a smaller model"
 
 
@@ -353,10 +354,13 @@ def changed(**changes: Any) -> str:
         ("[]", "is no model of the catalogue and no config.json"),
         ("7", "is no model of the catalogue and no config.json"),
         ('{"hidden_size": ' + "9" * 5000 + "}", "is no model of the catalogue and no config.json"),
-        ("{}", " cannot be planned: architectures is None; known: LlamaForCausalLM, MixtralForCausalLM"),
+        (
+            "{}",
+            f" cannot be planned: architectures is None; {KNOWN}",
+        ),
         (
             changed(architectures=["GPT2LMHeadModel"]),
-            "architectures is ['GPT2LMHeadModel']; known: LlamaForCausalLM, MixtralForCausalLM",
+            f"architectures is ['GPT2LMHeadModel']; {KNOWN}",
         ),
         (changed(hidden_size=None), " cannot be planned: hidden_size is None, not a whole number from 1 to 16,777,216"),
         (changed(num_attention_heads=0), "num_attention_heads is 0, not a whole number from 1 to 16,777,216"),
@@ -413,3 +417,17 @@ def test_it_needs_nothing_but_python(options: tuple[str, ...]) -> None:
     assert result.stdout.startswith(LEDGER)
     assert result.stdout.splitlines()[-1] == "[]"
     assert result.stderr == ""
+
+
+def test_a_row_whose_share_of_a_card_is_bounded_is_planned_within_it(
+    main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("shizhengpt-32b-vl", "--card", "a100-80gb") == 0
+    told = capsys.readouterr().out
+    assert told.startswith("shizhengpt-32b-vl: 33,452,718,336 weights, none of them in NF4\n")
+    assert "  vision                       1,377,683,968 bytes\n" in told
+    assert "79.10 GiB\n  of which this model may take 75,000,000,000\n  fits: 22,686 tokens of KV cache" in told
+    assert main("shizhengpt-32b-vl", "--vram", "90GB") == 0
+    assert "  fits: 22,686 tokens" in capsys.readouterr().out
+    assert main("shizhengpt-32b-vl", "--card", "rtx-5090") == 1
+    assert main("shizhengpt-32b-vl-nf4", "--card", "rtx-5090") == 0

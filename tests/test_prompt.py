@@ -22,12 +22,13 @@ from models.engine.sequence import Completion, FinishReason, Sampling
 from models.failure import Failure
 from models.inquiry import Inquiry
 from models.labels import Decision
-from models.prompt import MAX_SEED, Asked, Prompts
-from models.question import Answer, Question, answer_schema, task
+from models.markers import JOINER, guard
+from models.prompt import Asked, Prompts
+from models.question import MAX_SEED, Answer, Question, answer_schema, task
 from models.receipt import Receipts
 from models.runtime import stop_ids
-from models.template import JOINER, Template, Turn, guard
-from models.ticket import Ticket
+from models.template import Template, Turn
+from models.ticket import Pending, Ticket
 from serving.protocol import Prompt
 from tests.conftest import EXAMPLES
 
@@ -92,7 +93,7 @@ def asked_of(prompts: Prompts, prompt: str = "Total?", **fields: Any) -> Asked:
     return ask(prompts, prompt, **fields).asked
 
 
-def answer(ticket: Ticket[Asked] | Decision | Inquiry) -> Answer:
+def answer(ticket: Pending) -> Answer:
     return asyncio.run(ticket.answer())
 
 

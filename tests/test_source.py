@@ -123,13 +123,20 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(folder: Path, text: str | No
     assert "tokenizer" in refuse_folder(folder)
 
 
-def test_an_added_token_that_is_not_special_is_refused(folder: Path) -> None:
-    """The tokenizer reads it in a document's text as well, whatever it is told."""
+def test_an_added_token_that_is_not_special_is_made_one(folder: Path, tmp_path: Path) -> None:
+    """Otherwise the tokenizer reads it in a document's text as well, whatever it is told."""
     described = json.loads((folder / "tokenizer.json").read_text())
     name = "<|forged|>"
     described["added_tokens"].append({**described["added_tokens"][-1], "id": 49_152, "content": name, "special": False})
     (folder / "tokenizer.json").write_text(json.dumps(described))
-    assert refuse_folder(folder) == f"the tokenizer's added token {name} is not a special one"
+    opened = source.open_tokenizer(folder)
+    assert opened.added_tokens_decoder[49_152].special
+    opened.save_pretrained(tmp_path / "item")
+    for tokenizer in (opened, source.open_tokenizer(tmp_path / "item")):
+        told = tokenizer.encode(f"a {name}b", add_special_tokens=False, split_special_tokens=True)
+        assert 49_152 not in told and tokenizer.decode(told) == f"a {name}b"
+        assert name in tokenizer.all_special_tokens
+        assert set(opened.all_special_tokens) > {"<|im_start|>", "<|im_end|>"}
 
 
 def test_a_tensor_that_comes_twice_is_refused(folder: Path) -> None:
@@ -163,7 +170,23 @@ def test_a_tensor_of_another_type_is_refused(folder: Path) -> None:
     ],
 )
 def test_hub_names_become_those_of_transformers(stored: str, ours: str) -> None:
-    assert source.rename(stored) == ours
+    assert source.rename(stored, "MixtralForCausalLM") == ours
+
+
+@pytest.mark.parametrize(
+    ("stored", "ours"),
+    [
+        ("visual.blocks.0.attn.qkv.bias", "model.visual.blocks.0.attn.qkv.bias"),
+        ("model.layers.0.self_attn.q_proj.bias", "model.language_model.layers.0.self_attn.q_proj.bias"),
+        ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight"),
+        ("model.visual.merger.mlp.0.weight", "model.visual.merger.mlp.0.weight"),
+        ("model.language_model.norm.weight", "model.language_model.norm.weight"),
+        ("lm_head.weight", "lm_head.weight"),
+    ],
+)
+def test_hub_names_of_a_model_that_sees_become_those_of_transformers(stored: str, ours: str) -> None:
+    assert source.rename(stored, catalog.SEEING) == ours
+    assert source.rename(ours, catalog.SEEING) == ours
 
 
 def test_a_tokenizer_that_is_not_a_fast_one_is_refused(folder: Path) -> None:

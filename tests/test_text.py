@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from models import store
 from models.catalog import MIXTRAL, SMOLLM2
-from models.template import JOINER, Template, guard
+from models.markers import JOINER, guard
+from models.template import Template
 from models.text import LOST, Stops, Text
 
 LENIENT = settings(

@@ -42,11 +42,10 @@ class Engine:
         speculate: bool = True,
         forward: Callable[[PreTrainedModel, Cache], Forward] = pick,
     ) -> None:
-        config = network.config
+        config = network.config.get_text_config()
         first = next(network.parameters())
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._stops = frozenset(stops)
-        self._speculate = speculate
+        self._stops, self._speculate = frozenset(stops), speculate
         self.utility = Utility()
         self.tokens: Counter[str] = Counter()
         self.device = first.device
@@ -55,6 +54,7 @@ class Engine:
             config.num_hidden_layers, config.num_key_value_heads, head_dim, first.dtype, first.device, kv_tokens
         )
         self.forward = forward(network, self.cache)
+        self.pad: int | None = getattr(network.config, "image_token_id", None)  # of a model that sees
         self.admission = Admission(queue_tokens)
         self.scheduler = Scheduler(self.cache, self.admission, step_tokens)
         self._masks = Masks(self.vocabulary)
@@ -98,7 +98,7 @@ class Engine:
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; raises Failure where it can never fit or would wait too long."""
-        if not sequence.prompt or not 0 <= min(sequence.prompt) <= max(sequence.prompt) < self.vocabulary:
+        if not sequence.is_of(self.vocabulary) or (sequence.shown and self.pad is None):
             raise ValueError("a prompt needs ids of the model's vocabulary")
         # What the grammar forces at the start is computed together with the prompt; one token is left to choose.
         forced = sequence.force(sequence.sampling.max_new_tokens - 1, self._stops)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Listing
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,6 +14,7 @@ from models.engine.closing import Guard
 from models.engine.matcher import Matcher
 from models.engine.speculation import LONGEST, Lookup
 from models.failure import Failure
+from models.picture import Picture, Shown, locate
 
 FinishReason = Literal["stop", "closed", "length"]
 Lane = Literal["interactive", "bulk"]
@@ -54,8 +56,8 @@ class Sequence:
     `deadline` is on the monotonic clock. `on_token` is called in the engine's thread, for tokens forced at
     the start in the submitter's, and must not block. With `probes` it says nothing: for each of the prompt's last
     tokens, the ids whose log-probabilities behind it are asked for. `tops`: how many alternatives to each of its own
-    are asked for. `follows`: how many leading tokens another one has that was submitted before. `keyword`: what of the
-    schema is named where the matcher breaks down.
+    are asked for. `follows`: how many leading tokens another one has that was submitted before. `pictures`: those whose
+    ids stand in the prompt, in their order. `keyword`: what of the schema is named where the matcher breaks down.
     Cancel by `future.cancel()`: the row is gone before the next step.
     """
 
@@ -70,10 +72,12 @@ class Sequence:
     tops: int = 0
     follows: int = 0
     keyword: str = ""
+    pictures: Listing[Picture] = ()
     future: Future[Completion] = field(default_factory=Future)
     number: int = field(default_factory=lambda: next(_numbers))
 
     ids: list[int] = field(init=False)  # the prompt and what has been made of the answer
+    shown: list[Shown] = field(init=False)  # where in the prompt its pictures stand
     computed: int = 0  # of these, tokens whose keys and values are in the cache
     turn: float = 0.0  # the scheduler's: who has the least is served first
     cost: int = 0  # at which it was admitted
@@ -88,6 +92,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt)
+        self.shown = locate(self.prompt, self.pictures) if self.pictures else []
         if self.sampling.temperature > 0:
             self.generator = torch.Generator()
             if self.sampling.seed is None:
@@ -137,6 +142,11 @@ class Sequence:
         if self.matcher.is_error():
             raise self._outgrown()
         return True
+
+    def is_of(self, vocabulary: int) -> bool:
+        """Whether all ids of the prompt, but for those of its pictures, are of a vocabulary of this size."""
+        tokens = [token for token in self.prompt if token >= 0] if self.shown else self.prompt
+        return bool(tokens) and 0 <= min(tokens) <= max(tokens) < vocabulary
 
     def _outgrown(self) -> Failure:
         why = "too complex to be followed to its end"

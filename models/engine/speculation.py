@@ -26,7 +26,9 @@ class Lookup:
         self._upto = max(len(ids) - 1, 1)
         if len(ids) < 2 or (found := self._seen.get((ids[-2], ids[-1]))) is None:
             return []
-        return ids[found : found + most]
+        copied = ids[found : found + most]
+        end = next((at for at, token in enumerate(copied) if token < 0), most)  # pictures are not said
+        return copied[:end]
 
 
 class Utility:

@@ -25,7 +25,15 @@ class NF4Weight(nn.Module):
 
 
 class NF4Linear(NF4Weight):
-    """y = x @ W.T for x [..., columns]; no bias."""
+    """y = x @ W.T + bias for x [..., columns]; the bias is float, of dtype `biased`, and None where that is None."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, rows: int, columns: int, biased: torch.dtype | None = None) -> None:
+        super().__init__(rows, columns)
+        bias = None if biased is None else nn.Parameter(torch.empty(rows, dtype=biased), requires_grad=False)
+        self.register_parameter("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return multiply(x, self.matrix(), self.products)
+        y = multiply(x, self.matrix(), self.products)
+        return y if self.bias is None else y + self.bias.to(y.dtype)

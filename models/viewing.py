@@ -1,0 +1,73 @@
+"""A question with images on its way: they are read first, then it is asked. A ticket like any other.
+
+Knows nothing of how a question is asked: that is given by models/prompt.py.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from models import vision
+from models.failure import Failure
+from models.picture import BLIND, Picture
+from models.question import Answer
+from models.ticket import Pending
+from models.vision import Vision
+
+EVIDENCE = "of the text alone"
+
+
+class Viewing:
+    """Cancelling it frees its row, or keeps it from being asked."""
+
+    def __init__(
+        self,
+        eyes: Vision | None,
+        urls: Mapping[str, object],
+        ask: Callable[[list[Picture]], Pending],
+        deadline: float,
+    ) -> None:
+        """Failure where the model has no eyes, or one of `urls` can be no image. `ask` is called from a thread and may
+        raise Failure; `deadline` is on the monotonic clock."""
+        if eyes is None:
+            raise Failure("invalid_value", BLIND)
+        self._eyes, self._urls = eyes, vision.check(urls)
+        self._ask, self._deadline = ask, deadline
+        self._ticket: Pending | None = None
+        self._gone = False
+
+    @property
+    def progress(self) -> float:
+        return 0.0 if self._ticket is None else self._ticket.progress
+
+    def cancel(self) -> None:
+        self._gone = True
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    async def answer(self) -> Answer:
+        """Read, ask and wait; raises Failure."""
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                pictures = await self._eyes.read(self._urls)
+        except TimeoutError:
+            raise Failure("deadline_exceeded", "the images were not read in time") from None
+        if self._gone:
+            raise asyncio.CancelledError
+        ticket = await asyncio.to_thread(self._put, pictures)
+        answer = await ticket.answer()
+        told = {"tokens": [picture.tokens for picture in pictures], "evidence": EVIDENCE}
+        return replace(answer, detail=answer.detail | {"images": told})
+
+    def _put(self, pictures: list[Picture]) -> Pending:
+        try:
+            self._ticket = self._ask(pictures)
+        except Failure as refused:
+            if refused.code != "context_length_exceeded":
+                raise
+            why = f"{refused.message}; beside images a document is not split"
+            raise Failure(refused.code, why) from None
+        if self._gone:  # while it was asked
+            self._ticket.cancel()
+        return self._ticket
