@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from sysconfig import get_paths
@@ -212,8 +212,11 @@ def judge_memory(model: Model, store: Path, here: Machine, kv_tokens: int) -> Ch
         planned = plan.of_item(model.name, item, model.dtype, model.bits)
     except Failure:
         planned = plan.of_row(model)
+    found = f"{here.free:,} bytes free on {here.name}"
+    if aside := plan.set_aside(store):
+        found += f", {aside:,} of them for encoders"
     try:
-        tokens = planned.budget(here, kv_tokens)
+        tokens = planned.budget(replace(here, free=here.free - aside), kv_tokens)
     except Failure as failure:
-        return Check("memory", f"{here.free:,} bytes free on {here.name}", failure.message)
-    return Check("memory", f"{here.free:,} bytes free on {here.name}: {tokens:,} tokens of KV cache fit")
+        return Check("memory", found, failure.message)
+    return Check("memory", f"{found}: {tokens:,} tokens of KV cache fit")

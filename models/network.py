@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from models import loading
 from models.failure import Failure
@@ -19,6 +19,8 @@ from models.nf4 import experts
 from models.nf4.layout import Spec
 from models.nf4.linear import NF4Linear, NF4Weight
 from models.nf4.matrix import codes
+
+ENCODERS: dict[str, dict[str, bool]] = {"BertModel": {"add_pooling_layer": False}, "DebertaModel": {}}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, bits: int = 4) -> PreTra
     `lm_head` stay float, and so does all with more."""
     with torch.device("meta"):
         try:
-            network: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            network = _blank(config, dtype)
         except Exception as error:  # of many kinds: what a config may hold is transformers' to say
             raise Failure("model_unsupported", f"it cannot be built: {type(error).__name__}") from error
         if config.architectures not in (None, [type(network).__name__]):
@@ -54,6 +56,16 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, bits: int = 4) -> PreTra
             _pack(network)
     network.requires_grad_(False)
     network.eval()
+    return network
+
+
+def _blank(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model that writes, or one that reads alone, then without the pooler that nothing here asks for."""
+    network: PreTrainedModel
+    if (options := ENCODERS.get((config.architectures or [""])[0])) is None:
+        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:
+        network = AutoModel.from_config(config, dtype=dtype, **options)
     return network
 
 
@@ -113,9 +125,14 @@ def fill(network: PreTrainedModel, shards: Iterable[Path], device: torch.device)
 
 
 def fill_constants(network: nn.Module, device: torch.device) -> None:
-    """Rotary frequencies are not stored: such a module is made anew from the config."""
+    """Rotary frequencies are not stored: such a module is made anew from the config. Nor are the numbers of an
+    encoder's positions, whose module holds weights besides."""
     for path, module in list(network.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+        if isinstance(table := getattr(module, "position_ids", None), torch.Tensor):
+            module.position_ids = torch.arange(table.shape[-1], device=device)[None]
+            if hasattr(module, "token_type_ids"):
+                module.token_type_ids = torch.zeros_like(module.position_ids)
+        elif any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, type(module)(module.config).to(device))
 
