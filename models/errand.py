@@ -12,7 +12,7 @@ Answer = TypeVar("Answer")
 
 
 class Errand(Generic[Answer]):
-    """One request's ticket. Who works asks whether it is `gone` and settles it once; `settled` is called when that is done."""
+    """One request's ticket. Who works asks whether it is `gone` and settles it once; `settled` is told when it is."""
 
     def __init__(self, deadline: float, settled: Callable[[], None]) -> None:
         self._deadline = deadline
