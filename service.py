@@ -22,10 +22,11 @@ from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
 from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
-from serving import chat, completions, decisions  # noqa: E402
+from serving import bertscore, chat, completions, decisions, embeddings  # noqa: E402
 from serving.arrival import Arrival  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
+from serving.limits import Limits  # noqa: E402
 from serving.protocol import Prompt, Reply  # noqa: E402
 from serving.status import Served, Status  # noqa: E402
 
@@ -39,6 +40,7 @@ except settings.SettingError as error:
 
 STATUS = Status()
 log = logging.getLogger("zopilot.service")
+LIMITS = Limits(SETTINGS.max_texts, SETTINGS.max_characters)
 MAX_BATCH = 64
 MAX_OPEN = 512  # requests whose body is being read or whose answer is waited for
 
@@ -87,6 +89,10 @@ class ZopilotGPU:
                 cpu_products=SETTINGS.cpu_products,
                 receipt_key=SETTINGS.receipt_key,
                 image_tokens=SETTINGS.image_tokens,
+                embedding_model=SETTINGS.embedding_model,
+                bertscore_model=SETTINGS.bertscore_model,
+                embed_batch=SETTINGS.embed_batch,
+                max_concurrent=SETTINGS.max_concurrent,
             )
         except BaseException as error:
             reason = error.message if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
@@ -109,7 +115,7 @@ class ZopilotGPU:
     @bentoml.on_shutdown
     def stop(self) -> None:
         if self.runtime is not None:
-            self.runtime.engine.stop()
+            self.runtime.stop()
 
     def __is_ready__(self) -> bool:
         return STATUS.ready
@@ -136,6 +142,48 @@ class ZopilotGPU:
         await asyncio.to_thread(self._admit, arrival, self.runtime.decisions.ask)
         return arrival
 
+    # Two methods for one work: BentoML has one batcher a route.
+    @bentoml.api(
+        batchable=True,
+        max_batch_size=MAX_BATCH,
+        max_latency_ms=3_600_000,
+        input_spec=embeddings.Texts,
+        output_spec=embeddings.Embedded,
+    )
+    async def embed(self, arrivals: list[Arrival]) -> list[Arrival]:
+        """Texts as vectors. Admits what BentoML has gathered, has it computed together, and does not wait for it."""
+        return self._embed(arrivals)
+
+    @bentoml.api(
+        route="/v1/embeddings",
+        batchable=True,
+        max_batch_size=MAX_BATCH,
+        max_latency_ms=3_600_000,
+        input_spec=embeddings.Inputs,
+        output_spec=embeddings.Listed,
+    )
+    async def embed_list(self, arrivals: list[Arrival]) -> list[Arrival]:
+        """The same as the public API has it."""
+        return self._embed(arrivals)
+
+    def _embed(self, arrivals: list[Arrival]) -> list[Arrival]:
+        for arrival in arrivals:
+            self._admit(arrival, self.runtime.embeddings.ask)
+        self.runtime.embeddings.begin()
+        return arrivals
+
+    @bentoml.api(route="/bertscore", input_spec=bertscore.Pairs, output_spec=bertscore.Scored)
+    async def score(self, arrival: Arrival) -> Arrival:
+        """How much of a candidate's meaning its references have, and the other way round."""
+        self._admit(arrival, self.runtime.bertscores.ask)
+        return arrival
+
+    @bentoml.api(input_spec=bertscore.Warmup, output_spec=bertscore.Warm)
+    async def warmup(self, arrival: Arrival) -> Arrival:
+        """Load encoders before they are needed."""
+        self._admit(arrival, self.runtime.encoders.ask)
+        return arrival
+
     @bentoml.api(route="/v1/chat/completions", input_spec=chat.Request, output_spec=chat.Completion)
     async def chat(self, arrival: Arrival) -> Arrival:
         """The assistant's next turn, at once or as a stream."""
@@ -154,6 +202,8 @@ class ZopilotGPU:
             return
         wanted = getattr(arrival.asked, "deadline_ms", None) or SETTINGS.deadline_ms
         try:
+            if check := getattr(arrival.asked, "check", None):
+                check(LIMITS)
             ticket = ask(arrival.asked, arrival.caller.since + min(wanted, SETTINGS.deadline_ms) / 1000)
         except Failure as refused:
             arrival.failure = refused

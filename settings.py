@@ -92,6 +92,22 @@ class Settings:
         _whole(200, 16_384),
         "tokens that one image may take; larger ones shrink",
     )
+    embedding_model: str = _variable(
+        "ZOPILOT_EMBEDDING_MODEL", "all-minilm-l6-v2", _text, "encoder that `/embed` uses where none is named"
+    )
+    bertscore_model: str = _variable(
+        "ZOPILOT_BERTSCORE_MODEL", "", _text, "the same for `/bertscore`; empty: DeBERTa if imported, else MiniLM"
+    )
+    max_texts: int = _variable(
+        "GPU_MAX_BATCH_SIZE", 100, _whole(1, 10_000), "texts in a request to embed, pairs in one to score"
+    )
+    max_characters: int = _variable(
+        "GPU_MAX_TEXT_LENGTH", 10_000, _whole(1, 1_000_000), "characters in each of these texts"
+    )
+    embed_batch: int = _variable("GPU_EMBED_BATCH", 32, _whole(1, 1024), "texts that an encoder reads at once at most")
+    max_concurrent: int = _variable(
+        "GPU_MAX_CONCURRENT", 64, _whole(1, 10_000), "such requests under way; more get a 503"
+    )
     deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 
 

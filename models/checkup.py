@@ -7,15 +7,16 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from sysconfig import get_paths
 
 from models import catalog, machine, manifest, plan
-from models.catalog import Hub, Model
+from models.catalog import Model
 from models.failure import Failure
 from models.machine import Machine
+from models.origin import Hub
 
 PYTHON = (3, 11)
 # The oldest Linux driver that runs programs built for a CUDA of this major version ("CUDA Compatibility" and the
@@ -212,8 +213,11 @@ def judge_memory(model: Model, store: Path, here: Machine, kv_tokens: int) -> Ch
         planned = plan.of_item(model.name, item, model.dtype, model.bits)
     except Failure:
         planned = plan.of_row(model)
+    found = f"{here.free:,} bytes free on {here.name}"
+    if aside := plan.set_aside(store):
+        found += f", {aside:,} of them for encoders"
     try:
-        tokens = planned.budget(here.within(model.memory), kv_tokens)
+        tokens = planned.budget(replace(here, free=here.free - aside).within(model.memory), kv_tokens)
     except Failure as failure:
-        return Check("memory", f"{here.free:,} bytes free on {here.name}", failure.message)
-    return Check("memory", f"{here.free:,} bytes free on {here.name}: {tokens:,} tokens of KV cache fit")
+        return Check("memory", found, failure.message)
+    return Check("memory", f"{found}: {tokens:,} tokens of KV cache fit")

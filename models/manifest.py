@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from models.catalog import Model
+from models.catalog import Row
 from models.failure import Failure
 
 FORMAT = 2
@@ -41,12 +41,12 @@ class Manifest:
         return sum(self.ledger.values())
 
 
-def item_version(revision: str) -> str:
-    """The Bento version of an item made from `revision` of a source."""
-    return f"{revision}-nf4-{FORMAT}"
+def item_version(revision: str, model: Row) -> str:
+    """The Bento version of an item made from `revision` of a source: with how its matrices lie in it."""
+    return f"{revision}-{'nf4' if model.bits == 4 else model.dtype}-{FORMAT}"
 
 
-def locate(model: Model, store: Path) -> Path:
+def locate(model: Row, store: Path) -> Path:
     """The item to serve: the pinned revision, else the latest import from a folder. Failure tells how to import one."""
     try:
         return _locate(model, store)
@@ -54,14 +54,16 @@ def locate(model: Model, store: Path) -> Path:
         raise Failure("model_broken", f"the model store cannot be read: {error.strerror}") from error
 
 
-def _locate(model: Model, store: Path) -> Path:
-    pinned = store / model.name / item_version(model.source.revision[:12])
+def _locate(model: Row, store: Path) -> Path:
+    pinned = store / model.name / item_version(model.source.revision[:12], model)
     if (pinned / FILE).is_file():
         return pinned
     latest = store / model.name / "latest"
     if latest.is_file():
         item = latest.parent / latest.read_text().strip()
-        if item.name.startswith("folder-") and (item / FILE).is_file():
+        # Where no revision is pinned, any that was named to the import will do.
+        ours = item.name.startswith("folder-") or not model.source.revision
+        if ours and (item / FILE).is_file():
             return item
     raise Failure("model_not_imported", f"{model.name} is not imported: run scripts/import_model {model.name}")
 

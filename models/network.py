@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from models import loading
 from models.catalog import SEEING
@@ -21,6 +27,8 @@ from models.nf4 import experts
 from models.nf4.layout import Spec
 from models.nf4.linear import NF4Linear, NF4Weight
 from models.nf4.matrix import codes
+
+ENCODERS: dict[str, dict[str, bool]] = {"BertModel": {"add_pooling_layer": False}, "DebertaModel": {}}
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,9 @@ class Need:
 def build(config: PreTrainedConfig, dtype: torch.dtype, bits: int = 4) -> PreTrainedModel:
     """The model on the meta device. With 4 bits linear layers and experts are in NF4; routers, norms, biases,
     embeddings, `lm_head` and what sees stay float, and so does all with more."""
-    auto: Any = AutoModelForImageTextToText if config.architectures == [SEEING] else AutoModelForCausalLM
     with torch.device("meta"):
         try:
-            network: PreTrainedModel = auto.from_config(config, dtype=dtype)
+            network = _blank(config, dtype)
         except Exception as error:  # of many kinds: what a config may hold is transformers' to say
             raise Failure("model_unsupported", f"it cannot be built: {type(error).__name__}") from error
         if config.architectures not in (None, [type(network).__name__]):
@@ -57,6 +64,15 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, bits: int = 4) -> PreTra
             _pack(network)
     network.requires_grad_(False)
     network.eval()
+    return network
+
+
+def _blank(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model that writes, and may see, or one that reads alone, without the pooler that nothing here asks for."""
+    auto: Any = AutoModelForImageTextToText if config.architectures == [SEEING] else AutoModelForCausalLM
+    if (options := ENCODERS.get((config.architectures or [""])[0])) is not None:
+        auto = AutoModel
+    network: PreTrainedModel = auto.from_config(config, dtype=dtype, **(options or {}))
     return network
 
 
@@ -123,9 +139,14 @@ def fill(network: PreTrainedModel, shards: Iterable[Path], device: torch.device)
 
 
 def fill_constants(network: nn.Module, device: torch.device) -> None:
-    """Rotary frequencies are not stored: such a module is made anew from the config."""
+    """Rotary frequencies are not stored: such a module is made anew from the config. Nor are the numbers of an
+    encoder's positions, whose module holds weights besides."""
     for path, module in list(network.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+        if isinstance(table := getattr(module, "position_ids", None), torch.Tensor):
+            module.position_ids = torch.arange(table.shape[-1], device=device)[None]
+            if hasattr(module, "token_type_ids"):
+                module.token_type_ids = torch.zeros_like(module.position_ids)
+        elif any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, type(module)(module.config).to(device))
 

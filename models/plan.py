@@ -5,15 +5,17 @@ The same list is what a loaded model is walked against at boot (models/network.p
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from models.anatomy import decoder, vision
+from models import catalog, manifest
+from models.anatomy import decoder, encoder, vision
 from models.anatomy.sizes import CONSTANTS, Anatomy, Form
-from models.catalog import SEEING, Model
+from models.catalog import SEEING, Row
 from models.failure import Failure
 from models.machine import Machine
 from models.nf4.layout import ITEM_BYTES, Spec
@@ -22,6 +24,8 @@ ANATOMIES: dict[str, Callable[[Mapping[str, Any], Form], Anatomy]] = {
     "LlamaForCausalLM": decoder.describe,
     "MixtralForCausalLM": decoder.describe,
     SEEING: vision.describe,
+    "BertModel": encoder.describe_bert,
+    "DebertaModel": encoder.describe_deberta,
 }
 GROUPS = ("experts", "mlp", "attention", "vision", "router", "norms", "embeddings", CONSTANTS)
 # On a card: CUDA's context and libraries, bitsandbytes' scratch for the largest matrix, activations of a step,
@@ -40,6 +44,7 @@ class Plan:
     specs: dict[str, Spec]
     groups: dict[str, str]
     kv_bytes_per_token: int
+    reading: tuple[int, int] = (0, 0)
 
     @property
     def weights(self) -> int:
@@ -61,6 +66,11 @@ class Plan:
         for name, spec in self.specs.items():
             found[self.groups[name]] += spec.nbytes
         return {group: count for group, count in found.items() if count}
+
+    def workspace(self, tokens: int, window: int) -> int:
+        """Bytes that an encoder takes beside its weights to read `tokens` tokens, in texts of `window` at most."""
+        alone, beside = self.reading
+        return 4 * tokens * (alone + beside * window)
 
     def room(self, machine: Machine) -> int:
         """Tokens of KV cache that fit beside weights and workspace; negative where those alone do not fit."""
@@ -84,7 +94,7 @@ class Plan:
         return room if machine.device == "cuda" else min(room, MOST_KV_TOKENS_ON_CPU)
 
 
-def of_row(model: Model) -> Plan:
+def of_row(model: Row) -> Plan:
     """The plan of a catalogue row as its publisher describes it."""
     return make(model.name, model.config, model.dtype, model.bits)
 
@@ -98,6 +108,29 @@ def of_item(name: str, item: Path, dtype: str, bits: int = 4) -> Plan:
     return make(name, config, dtype, bits)
 
 
+def imported(store: Path) -> dict[str, Path]:
+    """The encoders that are in `store`: where each is, by name."""
+    found = {}
+    for row in catalog.ENCODERS.values():
+        with suppress(Failure):
+            found[row.name] = manifest.locate(row, store)
+    return found
+
+
+def needed(row: catalog.Encoder, item: Path) -> int:
+    """Bytes that an encoder takes while it is in use: weights, and what the largest batch works in."""
+    try:
+        planned = of_item(row.name, item, row.dtype, row.bits)
+    except Failure:  # it will not load either, and what is in its place then will be as planned
+        planned = of_row(row)
+    return planned.weights + planned.workspace(row.batch_tokens, row.window)
+
+
+def set_aside(store: Path) -> int:
+    """Bytes that are kept from the KV cache for encoders: what the largest in `store` needs; 0 where there is none."""
+    return max((needed(catalog.ENCODERS[name], item) for name, item in imported(store).items()), default=0)
+
+
 def make(name: str, config: Mapping[str, Any], dtype: str, bits: int = 4) -> Plan:
     """The plan of a model with this config.json whose float parameters are `dtype`; Failure for an unknown kind."""
     try:
@@ -109,6 +142,7 @@ def make(name: str, config: Mapping[str, Any], dtype: str, bits: int = 4) -> Pla
         {parameter: spec for _, parameter, spec in anatomy.parameters},
         {parameter: group for group, parameter, _ in anatomy.parameters},
         anatomy.kept * ITEM_BYTES[dtype],
+        anatomy.reading,
     )
 
 

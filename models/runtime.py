@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from typing import Any
 import torch
 
 from models import calibration, catalog, checkup, manifest, network, plan, store
+from models.bertscore import BERTScores
 from models.chat import Chats
 from models.decisions import Decisions
+from models.embedding import Embeddings
+from models.encoders import Encoders
 from models.engine.engine import Engine
 from models.machine import Machine
 from models.prompt import TEMPLATE, Prompts
@@ -40,8 +43,16 @@ class Runtime:
         cpu_products: str,
         receipt_key: str = "",
         image_tokens: int = 1280,
+        embedding_model: str = catalog.MINILM.name,
+        bertscore_model: str = "",
+        embed_batch: int = 32,
+        max_concurrent: int = 64,
     ) -> None:
         checkup.require(checkup.examine(model, models, here, kv_tokens))
+        self.encoders = Encoders(models, here, rows=embed_batch, most=max_concurrent)
+        self.embeddings = Embeddings(self.encoders, embedding_model)
+        self.bertscores = BERTScores(self.encoders, bertscore_model)
+        here = replace(here, free=here.free - self.encoders.room)  # the KV cache gets what is left
         item = manifest.locate(model, models)
         kv_tokens = plan.of_item(model.name, item, model.dtype, model.bits).budget(here.within(model.memory), kv_tokens)
         loaded = store.load(item, torch.device(here.device))
@@ -77,6 +88,10 @@ class Runtime:
         )
         self.decisions = Decisions(model, loaded.manifest.tag, loaded.tokenizer, self.engine, queue_tokens)
 
+    def stop(self) -> None:
+        self.engine.stop()
+        self.encoders.stop()
+
     def _trim(self) -> None:
         """Give back what glibc keeps of freed memory: 50 questions about labels left some 35 MB there, without end."""
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -96,6 +111,7 @@ class Runtime:
             "card": self._model.card,
             "context_length": self._model.context_length,
             "made_with": self._made_with,
+            "encoders": self.encoders.detail(),
             "calibrations": [{"id": each.id, **asdict(each)} for each in active],
         }
 
@@ -123,6 +139,7 @@ class Runtime:
             },
             "cpu_products": self._products,
             "device": str(self.engine.device),
+            "encoders": self.encoders.detail(),
             "engine": {
                 "path": self.engine.forward.name,
                 **self.queue(),

@@ -1,5 +1,9 @@
-"""A float checkpoint turned into NF4 shards, tensor by tensor, in bounded memory. Knows nothing of the store."""
+"""A float checkpoint turned into shards, tensor by tensor, in bounded memory: in NF4, or as it is in its row's dtype.
 
+Knows nothing of the store.
+"""
+
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,19 +17,22 @@ from models.nf4.layout import Spec
 from models.nf4.matrix import CHUNK, quantise
 from models.source import Checkpoint
 
+LAYER = re.compile(r"\.layers?\.(\d+)\.")
+
 
 def write(
     checkpoint: Checkpoint, wanted: list[Need], specs: Mapping[str, Spec], folder: Path, on: torch.device
 ) -> None:
     """One file a layer into `folder`, `specs` giving every stored tensor by name; quantised on the device `on`.
 
-    At no time more is held than one layer in NF4, one float tensor of the source and some rows of it in fp32.
+    At no time more is held than one layer as it is stored, one float tensor of the source and some rows of it in fp32.
     """
     expected = {need.name: need.shape for need in wanted}
     if odd := expected.items() ^ checkpoint.shapes.items():
         raise Failure("source_invalid", f"the source does not hold what its config says: {min(odd)[0]}")
     total = sum(checkpoint.sizes.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"quantising on {on.type}", smoothing=0) as bar:
+    told = f"quantising on {on.type}" if any(need.index is not None for need in wanted) else "storing"
+    with tqdm(total=total, unit="B", unit_scale=True, desc=told, smoothing=0) as bar:
         for file, needs in by_layer(wanted):
             tensors: dict[str, torch.Tensor] = {}
             for need in needs:
@@ -38,8 +45,8 @@ def by_layer(wanted: Iterable[Need]) -> list[tuple[str, list[Need]]]:
     """File name → what goes into it: one file a layer, one for the rest."""
     found: dict[str, list[Need]] = {}
     for need in wanted:
-        _, layered, after = need.target.partition(".layers.")
-        stem = f"layer-{int(after.split('.')[0]):03d}" if layered else "outside-layers"
+        layer = LAYER.search(need.target)
+        stem = f"layer-{int(layer[1]):03d}" if layer else "outside-layers"
         found.setdefault(f"{stem}.safetensors", []).append(need)
     return sorted(found.items())
 

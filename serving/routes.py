@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from serving import answers, chat, completions, decisions, protocol
+from serving import answers, bertscore, chat, completions, decisions, embeddings, protocol
 
 Schema = dict[str, Any]
 
@@ -73,6 +73,38 @@ ROUTES = {
             completions.Request,
             {"model": "smollm2-135m-instruct", "prompt": "Dear Sir or Madam,", "max_tokens": 8},
             streams=True,
+        ),
+        Route(
+            "/embed",
+            "POST",
+            "Texts as vectors.",
+            embeddings.Embedded,
+            embeddings.Texts,
+            {"texts": ["an espresso", "a cup of coffee"]},
+        ),
+        Route(
+            "/v1/embeddings",
+            "POST",
+            "Texts as vectors, as the public API has them.",
+            embeddings.Listed,
+            embeddings.Inputs,
+            {"model": "all-minilm-l6-v2", "input": ["an espresso", "a cup of coffee"]},
+        ),
+        Route(
+            "/bertscore",
+            "POST",
+            "How much of a candidate's meaning its references have, and the other way round.",
+            bertscore.Scored,
+            bertscore.Pairs,
+            {"candidates": ["The total is 6.40."], "references": [["6.40 in total", "It costs 6.40."]]},
+        ),
+        Route(
+            "/warmup",
+            "POST",
+            "Load encoders before they are needed.",
+            bertscore.Warm,
+            bertscore.Warmup,
+            {"models": ["all-minilm-l6-v2"]},
         ),
         Route("/v1/models", "GET", "What can be asked for by name.", answers.Models),
         Route("/v1/models/{model}", "GET", "One of them.", answers.Served),

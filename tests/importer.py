@@ -106,7 +106,7 @@ def bring(
     if limit:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    model = replace(catalog.SMOLLM2, source=catalog.Hub(**source)) if source else catalog.SMOLLM2
+    model = replace(catalog.SMOLLM2, source=origin.Hub(**source)) if source else catalog.SMOLLM2
     done = die_at(call, str(Path(store).parent))
     tag = model_store.import_model(model, Path(store), Path(folder) if folder else None, token)
     return {"tag": tag, "calls": done}
@@ -114,7 +114,7 @@ def bring(
 
 def fetch(*, repository: str, revision: str, token: str = "") -> dict[str, Any]:
     """Fetch a snapshot without ever sleeping; `slept` is what the main thread would have slept."""
-    from models import catalog, source
+    from models import source
     from models.failure import Failure
 
     slept: list[float] = []
@@ -125,7 +125,7 @@ def fetch(*, repository: str, revision: str, token: str = "") -> dict[str, Any]:
 
     with patch.object(time, "sleep", sleep):
         try:
-            return {"path": str(source.fetch_hub(catalog.Hub(repository, revision), token)), "slept": slept}
+            return {"path": str(source.fetch_hub(origin.Hub(repository, revision), token)), "slept": slept}
         except Failure as failure:
             return {"code": failure.code, "message": failure.message, "slept": slept}
 

@@ -154,4 +154,4 @@ def test_a_folder_whose_pictures_are_prepared_otherwise_is_refused(seeing_folder
     assert any(name.startswith("visual.") for file in folder.glob("*.safetensors") for name in load_file(file))
     (folder / "preprocessor_config.json").write_text('{"image_std": [0.5, 0.5, 0.5]}')
     with pytest.raises(Failure, match="another image_std"):
-        source.open_folder(folder, catalog.SEEING, {})
+        source.open_folder(folder, (catalog.SEEING,), {})

@@ -30,5 +30,5 @@ def test_a_built_bento_serves(tiny_home: Path, tmp_path: Path) -> None:
 
 
 def test_bentoml_lists_the_model(home: Path) -> None:
-    tag = f"smollm2-135m-instruct:{manifest.item_version(catalog.SMOLLM2.source.revision[:12])}"
+    tag = f"smollm2-135m-instruct:{manifest.item_version(catalog.SMOLLM2.source.revision[:12], catalog.SMOLLM2)}"
     assert tag in bentoml(home, "models", "list", "-o", "json")

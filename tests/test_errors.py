@@ -45,7 +45,7 @@ def test_a_measured_retry_after_goes_before_the_default_and_is_rounded_up() -> N
 def test_permanent_faults_are_not_offered_again() -> None:
     # Clients retry 429 and 5xx by themselves; only these may ask for it.
     retried = {code for code, kind in KINDS.items() if kind.retry_after is not None}
-    assert retried == {"request_timeout", "queue_full", "model_loading", "draining"}
+    assert retried == {"request_timeout", "queue_full", "model_loading", "busy", "draining"}
 
 
 def test_401_names_the_scheme() -> None:

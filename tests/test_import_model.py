@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from models import catalog, manifest
+from models import catalog, manifest, origin
+from models.failure import Failure
 from scripts import import_model
 from tests.conftest import ROOT
 
@@ -128,3 +129,27 @@ def test_a_bad_setting_is_1_and_named(
     monkeypatch.setenv("ZOPILOT_MAX_BODY", "lots")
     assert main("smollm2-135m-instruct", "--source", str(tiny_folder)) == 1
     assert capsys.readouterr().err.startswith("scripts/import_model: ZOPILOT_MAX_BODY is 'lots'")
+
+
+def test_an_encoder_is_listed_with_its_bits(encoder_home: Path) -> None:
+    result = run(encoder_home, "--list", "--verify")
+    assert result.stdout == "all-minilm-l6-v2:53aa51172d14-float32-2  whole  90,261,504 bytes\n"
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_revision_is_for_rows_that_have_none(tmp_path: Path) -> None:
+    deberta = catalog.DEBERTA
+    named = import_model.pinned(deberta, "ab" * 20)
+    assert named.source == origin.Hub("microsoft/deberta-xlarge-mnli", "ab" * 20)
+    assert import_model.pinned(deberta, None) is deberta
+    for name, revision, said in (
+        (deberta.name, "main", "--revision takes a commit: 40 hexadecimal digits"),
+        (catalog.MIXTRAL.name, "ab" * 20, "mixtral-8x7b-instruct has a revision of its own: leave out --revision"),
+        (catalog.MINILM.name, "ab" * 20, "all-minilm-l6-v2 has a revision of its own: leave out --revision"),
+    ):
+        with pytest.raises(Failure) as refused:
+            import_model.pinned(catalog.IMPORTS[name], revision)
+        assert (refused.value.code, refused.value.message) == ("source_invalid", said)
+    result = run(tmp_path, deberta.name)
+    assert result.returncode == 1
+    assert "no revision of deberta-xlarge-mnli with safetensors is known here" in result.stderr

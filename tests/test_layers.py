@@ -17,12 +17,15 @@ FLOORS = {
     "models.reading": 0,
     "models.text": 0,
     "models.confidence": 0,
+    "models.config": 1,
+    "models.origin": 0,
     "models.catalog": 1,
     "models.decoding": 0,
     "models.picture": 0,
     "models.machine": 1,
     "models.gguf": 1,
     "models.header": 1,
+    "models.wheels": 2,
     "models.calibration": 1,
     "models.likeness": 1,
     "models.printed": 1,
@@ -44,6 +47,11 @@ FLOORS = {
     "models.store": 5,
     "models.engine": 5,
     "models.markers": 0,
+    "models.errand": 5,
+    "models.encoder": 6,
+    "models.encoders": 7,
+    "models.embedding": 8,
+    "models.bertscore": 8,
     "models.template": 5,
     "models.question": 6,
     "models.scoring": 6,
@@ -75,7 +83,9 @@ TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.c
 TORCH_FREE += ["models.manifest", "models.plan", "models.checkup", "serving.protocol", "serving.errors"]
 TORCH_FREE += ["scripts.serve", "scripts.import_model", "scripts.plan", "scripts.doctor"]
 TORCH_FREE += ["models.confidence", "models.calibration", "models.evidence", "models.verdict", "models.merging"]
-TORCH_FREE += ["serving.body", "serving.chat", "serving.completions", "verification.__main__"]
+TORCH_FREE += ["serving.body", "serving.chat", "serving.completions"]
+TORCH_FREE += ["serving.limits", "serving.arrival", "serving.embeddings", "serving.bertscore"]
+TORCH_FREE += ["models.anatomy.encoder", "models.wheels", "models.errand", "verification.__main__"]
 ROOMS = ["service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py", "benchmarks/**/*.py"]
 ROOMS += ["verification/**/*.py"]
 FILES = [path for part in ROOMS for path in ROOT.glob(part)]

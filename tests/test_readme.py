@@ -99,7 +99,7 @@ def test_the_table_of_variables_is_that_of_the_settings() -> None:
     expected = []
     for variable in fields(Settings):
         default: Any = variable.default
-        shown = "" if default in ("", ()) else str(int(default))
+        shown = "" if default in ("", ()) else str(default if isinstance(default, str) else int(default))
         expected.append((variable.metadata["name"], shown, variable.metadata["about"]))
     assert rows == expected
 

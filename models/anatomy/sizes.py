@@ -15,10 +15,12 @@ Parameter = tuple[str, str, Spec]  # its group in the ledger, its name in transf
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Every parameter of a model, and how many numbers it keeps of each token that it has read."""
+    """Every parameter of a model, and how many numbers it keeps of each token that it has read. `reading`: numbers
+    that an encoder holds for a token while it reads, by itself and for each token beside it."""
 
     parameters: list[Parameter]
     kept: int = 0
+    reading: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
