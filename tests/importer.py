@@ -100,7 +100,7 @@ def bring(
 
     No file may grow beyond `limit` bytes; killed before the `call`th touch of the store.
     """
-    from models import catalog
+    from models import catalog, origin
     from models import store as model_store
 
     if limit:
