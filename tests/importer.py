@@ -123,6 +123,8 @@ def fetch(*, repository: str, revision: str, token: str = "") -> dict[str, Any]:
         if threading.current_thread() is threading.main_thread():
             slept.append(seconds)
 
+    from models import origin
+
     with patch.object(time, "sleep", sleep):
         try:
             return {"path": str(source.fetch_hub(origin.Hub(repository, revision), token)), "slept": slept}
