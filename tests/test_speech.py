@@ -172,7 +172,8 @@ def test_tokens_spell_the_text(chats: Chats) -> None:
         assert b"".join(token.piece for token in said.tokens).decode(errors="replace") == said.text
         for token in said.tokens:
             piece = token.piece.decode(errors="replace")
-            assert LOST in piece or said.text.startswith(piece, token.start)
+            # Behind bytes that come to be no character, their place is told.
+            assert LOST in piece or token.start <= said.text.find(piece, token.start) <= token.start + 4
             ranked = [logprob for _, logprob in token.tops]
             assert ranked == sorted(ranked, reverse=True) and 1 <= len(ranked) <= 3
             assert token.logprob <= ranked[0]
