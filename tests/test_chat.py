@@ -345,9 +345,8 @@ def test_functions_are_called_with_arguments_that_fit(client: openai.OpenAI, cho
             assert [call.function.name for call in calls] == ["file"]
         chunks = stream(client, **changes, parallel_tool_calls=parallel)
         told = [call for chunk in chunks for piece in chunk.choices for call in piece.delta.tool_calls or ()]
-        assert [(call.index, call.function and call.function.arguments) for call in told] == [
-            (at, call.function.arguments) for at, call in enumerate(calls) if call.type == "function"
-        ]
+        expected = [(at, call.function.arguments) for at, call in enumerate(calls) if call.type == "function"]
+        assert [(piece.index, piece.function and piece.function.arguments) for piece in told] == expected
         assert joined(chunks) == (found.message.content or "", found.finish_reason)
     assert ended <= {"tool_calls", "stop", "length"} and (choice == "auto" or "tool_calls" in ended)
 
@@ -355,8 +354,8 @@ def test_functions_are_called_with_arguments_that_fit(client: openai.OpenAI, cho
 def test_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
     """As the client's own object, with the result of what was called."""
     message = ask(client, tools=[FILE], tool_choice="required", parallel_tool_calls=False).choices[0].message
-    (call,) = message.tool_calls or ()
-    assert call.type == "function" and call.function.name == "file"
+    assert message.tool_calls and message.tool_calls[0].type == "function"
+    call = message.tool_calls[0]
     result = {"role": "tool", "tool_call_id": call.id, "content": "done"}
     again = ask(client, messages=[*HELLO, message, result], tools=[FILE], max_completion_tokens=100)
     assert again.usage and again.usage.prompt_tokens > 60
