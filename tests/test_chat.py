@@ -342,9 +342,9 @@ def test_functions_are_called_with_arguments_that_fit(client: openai.OpenAI, cho
         if choice != "auto":
             assert calls
         if isinstance(choice, dict):
-            assert [call.function.name for call in calls] == ["file"]
+            assert [call.function.name for call in calls if call.type == "function"] == ["file"]
         chunks = stream(client, **changes, parallel_tool_calls=parallel)
-        told = [call for chunk in chunks for piece in chunk.choices for call in piece.delta.tool_calls or ()]
+        told = [piece for chunk in chunks for each in chunk.choices for piece in each.delta.tool_calls or ()]
         expected = [(at, call.function.arguments) for at, call in enumerate(calls) if call.type == "function"]
         assert [(piece.index, piece.function and piece.function.arguments) for piece in told] == expected
         assert joined(chunks) == (found.message.content or "", found.finish_reason)
@@ -510,13 +510,6 @@ def test_models_are_listed_and_found(tiny_server: Server, client: openai.OpenAI)
     assert caught.value.code == "model_not_found"
     response = httpx.post(f"{tiny_server.url}/v1/models/{MODEL}")
     assert (response.status_code, response.headers["allow"]) == (405, "GET")
-
-
-def test_the_routes_are_described(tiny_server: Server) -> None:
-    paths = httpx.get(f"{tiny_server.url}/docs.json").json()["paths"]
-    schema = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["required"]) == {"model", "messages"}
-    assert "/v1/completions" in paths
 
 
 def test_no_word_of_what_is_said_is_logged(tiny_server: Server, client: openai.OpenAI) -> None:
