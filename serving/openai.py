@@ -4,6 +4,7 @@ Knows no route. A provider's own cache marks are taken and have no effect.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -105,19 +106,28 @@ def read(model: type[Body], body: bytes) -> Body:
 def explain(error: ValidationError, fields: Any) -> FieldFailure:
     """The first thing that is wrong, by the path that it has in the body; a union's path also says what was tried."""
     first = error.errors(include_input=False, include_url=False)[0]
-    path: list[str] = []
-    for step in first["loc"]:
-        within = isinstance(fields, dict) and step in fields
-        if within or (isinstance(fields, list) and isinstance(step, int)):
-            fields = fields[step]
-            path.append(str(step)[:64])
+    path = _walk(first["loc"], fields)
     if first["type"] == "missing":
-        path.append(str(first["loc"][-1]))
-    where = ".".join(path) or "body"
+        path.append(first["loc"][-1])
+    where = ".".join(str(step)[:64] for step in path) or "body"
     if first["type"] == "extra_forbidden":
         return FieldFailure("unknown_parameter", f"{where}: unknown field", where)
     if first["type"] == "union_tag_invalid":  # whose message quotes what was sent
-        where, said = f"{where}.type", f"not one of {first['ctx']['expected_tags']}"
+        told = first["ctx"]
+        where, said = f"{where}.{told['discriminator'].strip(chr(39))}", f"not one of {told['expected_tags']}"
     else:
         said = first["msg"]
     return FieldFailure("invalid_value", f"{where}: {said}", where)
+
+
+def _walk(steps: Sequence[int | str], fields: Any) -> list[int | str]:
+    """As many of the steps as lead on, and rather the last one: a union's tag may also be the name of a field."""
+    if not steps:
+        return []
+    step, rest = steps[0], steps[1:]
+    if isinstance(fields, list) and isinstance(step, int):
+        return [step, *_walk(rest, fields[step])]
+    without = _walk(rest, fields)
+    if not isinstance(fields, dict) or step not in fields:
+        return without
+    return max([step, *_walk(rest, fields[step])], without, key=lambda path: (len(path), path[-1:] == [*steps[-1:]]))
