@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import settings
@@ -186,8 +187,14 @@ class ZopilotGPU:
 
     @bentoml.api(route="/v1/chat/completions", input_spec=chat.Request, output_spec=chat.Completion)
     async def chat(self, arrival: Arrival) -> Arrival:
-        """The assistant's next turn, at once or as a stream."""
-        await asyncio.to_thread(self._admit, arrival, self.runtime.chats.talk)
+        """The assistant's next turn, at once or as a stream; images are read first."""
+        chats, pictures = self.runtime.chats, []
+        try:
+            if arrival.asked is not None:
+                pictures = await chats.look(arrival.asked, self._deadline(arrival))
+        except Failure as refused:
+            arrival.failure = refused
+        await asyncio.to_thread(self._admit, arrival, partial(chats.talk, pictures=pictures))
         return arrival
 
     @bentoml.api(route="/v1/completions", input_spec=completions.Request, output_spec=completions.Completion)
@@ -196,15 +203,19 @@ class ZopilotGPU:
         await asyncio.to_thread(self._admit, arrival, self.runtime.chats.go_on)
         return arrival
 
+    def _deadline(self, arrival: Arrival) -> float:
+        """On the monotonic clock."""
+        wanted = getattr(arrival.asked, "deadline_ms", None) or SETTINGS.deadline_ms
+        return arrival.caller.since + min(wanted, SETTINGS.deadline_ms) / 1000
+
     def _admit(self, arrival: Arrival, ask: Callable[[Any, float], Any]) -> None:
         """A refusal is a value: it is this arrival's alone."""
         if arrival.failure is not None:
             return
-        wanted = getattr(arrival.asked, "deadline_ms", None) or SETTINGS.deadline_ms
         try:
             if check := getattr(arrival.asked, "check", None):
                 check(LIMITS)
-            ticket = ask(arrival.asked, arrival.caller.since + min(wanted, SETTINGS.deadline_ms) / 1000)
+            ticket = ask(arrival.asked, self._deadline(arrival))
         except Failure as refused:
             arrival.failure = refused
         except Exception as error:

@@ -19,33 +19,23 @@ from models.engine.grammar import Grammars
 from models.engine.sequence import Sampling, Sequence
 from models.engine.stream import Stream
 from models.failure import Failure, FieldFailure
+from models.picture import BLIND, Picture
 from models.question import task
 from models.schema import fields
 from models.schema.admitted import admit, dump, refusal
 from models.schema.dialect import Refs, Schema
 from models.speech import Form, Speech, Voice
-from models.template import Template, Turn
+from models.template import Template
 from models.text import Stops, Text
-from models.tools import Function, Made
+from models.tools import Function
+from models.turns import Message, images_of, read_turns
+from models.viewing import look
+from models.vision import Vision
 
 MAX_SEED = 1 << 63
 NOT_HERE = {"x-check", audit.KEYWORD, fields.KEYWORD}
 LIMIT = "max_completion_tokens"
 SCHEMA = "response_format.json_schema.schema"
-
-
-class Message(Protocol):
-    """`role`: system, developer, user, assistant or tool. `parts`: texts, and images, which are anything else. `calls`
-    that it makes, with their ids; `answers`: the id of the call that a tool's message is the result of."""
-
-    @property
-    def role(self) -> str: ...
-    @property
-    def parts(self) -> Listing[object]: ...
-    @property
-    def calls(self) -> Listing[tuple[str, Made]]: ...
-    @property
-    def answers(self) -> str | None: ...
 
 
 class Wanted(Protocol):
@@ -96,9 +86,18 @@ class Chats:
     """Talks with one model, which goes by two names: its own and the `tag` of its weights."""
 
     def __init__(
-        self, model: Model, tag: str, fingerprint: str, template: Template, grammars: Grammars, engine: Engine
+        self,
+        model: Model,
+        tag: str,
+        fingerprint: str,
+        template: Template,
+        grammars: Grammars,
+        engine: Engine,
+        eyes: Vision | None = None,
     ) -> None:
+        """`eyes`: None where the model reads no images."""
         self._model = model
+        self._eyes = eyes
         self._names = (model.name, tag)
         self._fingerprint = fingerprint
         self._template = template
@@ -106,14 +105,30 @@ class Chats:
         self._engine = engine
         self._room = min(model.context_length, engine.cache.budget)  # tokens, of a prompt and its answer
 
-    def talk(self, asked: Conversation, deadline: float) -> Speech:
-        """The assistant's next turn. `deadline` is on the monotonic clock. Raises Failure."""
+    async def look(self, asked: Conversation, deadline: float) -> list[Picture]:
+        """The images of a conversation, in their order. Raises Failure."""
+        self._check_name(asked.model)
+        images = images_of(asked.messages)
+        if images and self._eyes is None:
+            name = next(iter(images))
+            raise FieldFailure("invalid_value", f"{name}: {BLIND}", name)
+        few = {name for name, image in images.items() if image.detail == "low"}
+        try:
+            return await look(self._eyes, {name: image.url for name, image in images.items()}, deadline, few)
+        except Failure as refused:
+            name, colon, _ = refused.message.partition(": ")
+            raise FieldFailure(refused.code, refused.message, name) if colon else refused from None
+
+    def talk(self, asked: Conversation, deadline: float, pictures: Listing[Picture] = ()) -> Speech:
+        """The assistant's next turn; `pictures`: what was seen of its images. `deadline` is on the monotonic clock.
+        Raises Failure."""
         self._check_name(asked.model)
         form, told = self._form(asked)
-        turns = read_turns(asked.messages, told)
+        turns = read_turns(asked.messages, told, pictures)
         if len(turns) > self._room:
             raise Failure("context_length_exceeded", f"{len(turns)} turns are more than {self._room} tokens")
-        return self._submit(asked, [self._template.encode(turns, self._room)], form, deadline)
+        ids = self._template.encode(turns, self._room)
+        return self._submit(asked, [ids], form, deadline, pictures=pictures)
 
     def go_on(self, asked: Texts, deadline: float) -> Speech:
         """What follows each of some texts. Raises Failure."""
@@ -147,7 +162,13 @@ class Chats:
             return Form(schema, self._grammars.compile(schema), calls)
 
     def _submit(
-        self, asked: Wanted, prompts: list[list[int]], form: Form | None, deadline: float, continues: bool = False
+        self,
+        asked: Wanted,
+        prompts: list[list[int]],
+        form: Form | None,
+        deadline: float,
+        continues: bool = False,
+        pictures: Listing[Picture] = (),
     ) -> Speech:
         """For each prompt as many rows as are wanted, which share what is computed of it."""
         rows: list[Sequence] = []
@@ -155,8 +176,8 @@ class Chats:
             sampling = self._sampling(asked, len(ids))
             for at in range(asked.rows):
                 seed = None if sampling.seed is None else (sampling.seed + at) % MAX_SEED
-                row = Sequence(ids, replace(sampling, seed=seed), deadline=deadline, tops=asked.tops or 0)
-                row.follows = len(ids) if at else 0
+                row = Sequence(ids, replace(sampling, seed=seed), deadline=deadline, pictures=pictures)
+                row.tops, row.follows = asked.tops or 0, len(ids) if at else 0
                 rows.append(row)
         voices = [self._voice(at, row, asked, form, continues) for at, row in enumerate(rows)]
         stream = Stream(self._engine, rows)
@@ -204,33 +225,3 @@ def check(schema: Schema, param: str) -> None:
         for at, node in Refs(schema).parts():
             for key in NOT_HERE & node.keys():
                 raise refusal([(key, f"{at}/{key}")], "it is for /prompt alone")
-
-
-def read_turns(messages: Listing[Message], told: str) -> list[Turn]:
-    """The conversation as the model reads it: `told` comes first; calls and their results are texts."""
-    turns: list[Turn] = []
-    names: dict[str, str] = {}
-    for at, message in enumerate(messages):
-        text = "\n".join(read_parts(message.parts, f"messages.{at}.content"))
-        if message.role == "tool":
-            if message.answers not in names:
-                param = f"messages.{at}.tool_call_id"
-                raise FieldFailure("invalid_value", f"{param}: no call before it has this id", param)
-            turns.append(Turn("user", tools.show_result(names[message.answers], text)))
-        elif message.role == "assistant":
-            names |= {id: call.name for id, call in message.calls}
-            calls = [tools.show_calls([call for _, call in message.calls])] if message.calls else []
-            turns.append(Turn("assistant", "\n".join([text] * bool(text or not calls) + calls)))
-        else:
-            turns.append(Turn("user" if message.role == "user" else "system", text))
-    if told and turns[0].role == "system":
-        told = f"{told}\n\n{turns.pop(0).text}"
-    return [Turn("system", told), *turns] if told else turns
-
-
-def read_parts(parts: Listing[object], param: str) -> list[str]:
-    texts = [part for part in parts if isinstance(part, str)]
-    if len(texts) < len(parts):
-        at = next(at for at, part in enumerate(parts) if not isinstance(part, str))
-        raise FieldFailure("invalid_value", f"{param}.{at}: the served model reads no images", f"{param}.{at}")
-    return texts

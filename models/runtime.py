@@ -85,6 +85,7 @@ class Runtime:
             self.prompts.template,
             self.prompts.grammars,
             self.engine,
+            eyes,
         )
         self.decisions = Decisions(model, loaded.manifest.tag, loaded.tokenizer, self.engine, queue_tokens)
 

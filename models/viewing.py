@@ -5,7 +5,7 @@ Knows nothing of how a question is asked: that is given by models/prompt.py.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from models import vision
@@ -30,9 +30,7 @@ class Viewing:
     ) -> None:
         """Failure where the model has no eyes, or one of `urls` can be no image. `ask` is called from a thread and may
         raise Failure; `deadline` is on the monotonic clock."""
-        if eyes is None:
-            raise Failure("invalid_value", BLIND)
-        self._eyes, self._urls = eyes, vision.check(urls)
+        self._eyes, self._urls = eyes, _check(eyes, urls)
         self._ask, self._deadline = ask, deadline
         self._ticket: Pending | None = None
         self._gone = False
@@ -48,11 +46,7 @@ class Viewing:
 
     async def answer(self) -> Answer:
         """Read, ask and wait; raises Failure."""
-        try:
-            async with asyncio.timeout(self._deadline - time.monotonic()):
-                pictures = await self._eyes.read(self._urls)
-        except TimeoutError:
-            raise Failure("deadline_exceeded", "the images were not read in time") from None
+        pictures = await look(self._eyes, self._urls, self._deadline)
         if self._gone:
             raise asyncio.CancelledError
         ticket = await asyncio.to_thread(self._put, pictures)
@@ -71,3 +65,24 @@ class Viewing:
         if self._gone:  # while it was asked
             self._ticket.cancel()
         return self._ticket
+
+
+async def look(
+    eyes: Vision | None, urls: Mapping[str, object], deadline: float, few: Collection[str] = ()
+) -> list[Picture]:
+    """A picture of each image, in their order; `few`: those that are to take few tokens. Failure, which names it, where
+    one is none, the model has no `eyes`, or the time is up."""
+    checked = _check(eyes, urls)
+    if eyes is None or not checked:
+        return []
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await eyes.read(checked, few)
+    except TimeoutError:
+        raise Failure("deadline_exceeded", "the images were not read in time") from None
+
+
+def _check(eyes: Vision | None, urls: Mapping[str, object]) -> dict[str, str]:
+    if eyes is None and urls:
+        raise Failure("invalid_value", BLIND)
+    return vision.check(urls)

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +28,7 @@ MOST_BYTES = 5 << 20
 MOST_PIXELS = 4096 * 4096
 LEAST_SIDE = 4
 MOST_ASPECT = 200  # smart_resize takes no more
+FEW = 256  # tokens
 LEAST_PIXELS = 56 * 56  # as Qwen2.5-VL was trained
 SECONDS = 20.0  # for one image, most of it spent waiting for a processor
 MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
@@ -43,23 +44,24 @@ class Vision:
     the longest strip has no more)."""
 
     def __init__(self, side: int, tokens: int) -> None:
-        self.side = side
-        self._most = tokens * side * side
+        self.side, self._tokens = side, tokens
 
-    async def read(self, urls: Mapping[str, str]) -> list[Picture]:
-        """A picture of each, whose name is told where it is refused; whoever leaves waits for none."""
+    async def read(self, urls: Mapping[str, str], few: Collection[str] = ()) -> list[Picture]:
+        """A picture of each, whose name is told where it is refused; whoever leaves waits for none. Those that are
+        named in `few` have no more than FEW tokens."""
         loop = asyncio.get_running_loop()
-        reading = [loop.run_in_executor(DECODERS, self._read, name, url) for name, url in urls.items()]
+        reading = [loop.run_in_executor(DECODERS, self._read, name, url, name in few) for name, url in urls.items()]
         try:
             return list(await asyncio.gather(*reading))
         finally:
             for each in reading:
                 each.cancel()
 
-    def _read(self, name: str, url: str) -> Picture:
-        return Picture(self._decode(name, unwrap(name, url)), self.side)
+    def _read(self, name: str, url: str, few: bool) -> Picture:
+        tokens = min(self._tokens, FEW) if few else self._tokens
+        return Picture(self._decode(name, unwrap(name, url), tokens), self.side)
 
-    def _decode(self, name: str, data: bytes) -> NDArray[np.uint8]:
+    def _decode(self, name: str, data: bytes, tokens: int) -> NDArray[np.uint8]:
         """RGB [height, width, 3], of the size at which it is read; Failure where there is none to be had."""
         damaged = Failure("image_unprocessable", f"{name}: the image is damaged, or takes too much to decode")
         command = [sys.executable, "-I", decoding.__file__]
@@ -68,18 +70,16 @@ class Vision:
                 assert process.stdin is not None and process.stdout is not None
                 process.stdin.write(f"{len(data):08}".encode() + data)
                 process.stdin.flush()
-                width, height = self._fit(name, process.stdout.readline(64).split(), damaged)
+                width, height = self._fit(name, process.stdout.readline(64).split(), tokens, damaged)
                 process.stdin.write(f"{width} {height}\n".encode())
                 process.stdin.flush()
                 shape = [int(size) for size in process.stdout.readline(64).split()]
                 made = process.stdout.read(width * height * 3)
-        except BrokenPipeError:  # it has ended before it had read all
+                return np.frombuffer(made, np.uint8).reshape(shape[1], shape[0], 3)
+        except (BrokenPipeError, ValueError, IndexError):  # it has ended before it had read or told all
             raise damaged from None
-        if len(made) != width * height * 3:
-            raise damaged
-        return np.frombuffer(made, np.uint8).reshape(shape[1], shape[0], 3)
 
-    def _fit(self, name: str, header: list[bytes], damaged: Failure) -> tuple[int, int]:
+    def _fit(self, name: str, header: list[bytes], tokens: int, damaged: Failure) -> tuple[int, int]:
         """Width and height at which an image is read, from what its header tells; Failure where it is not to be."""
         if not header:
             raise damaged
@@ -94,7 +94,8 @@ class Vision:
             raise Failure("invalid_image", f"{name}: a side of the image is shorter than {LEAST_SIDE} pixels")
         if max(width, height) >= MOST_ASPECT * min(width, height):
             raise Failure("invalid_image", f"{name}: the image is {MOST_ASPECT} times as long as wide, or more")
-        down, across = smart_resize(height, width, self.side, min_pixels=LEAST_PIXELS, max_pixels=self._most)
+        most = tokens * self.side * self.side
+        down, across = smart_resize(height, width, self.side, min_pixels=LEAST_PIXELS, max_pixels=most)
         return across, down
 
 

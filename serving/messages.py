@@ -32,8 +32,18 @@ class Link(Wire):
 
 
 class Image(Wire):
+    """A data URL; `detail` low: of few tokens, else of as many as it needs."""
+
     type: Literal["image_url"]
     image_url: Link
+
+    @property
+    def url(self) -> str:
+        return self.image_url.url
+
+    @property
+    def detail(self) -> str | None:
+        return self.image_url.detail
 
 
 def _as_parts(given: Any) -> Any:

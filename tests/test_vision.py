@@ -76,6 +76,13 @@ def test_no_image_has_more_tokens_than_it_may(tokens: int, size: tuple[int, int]
     assert read(save(Image.new("L", size)), eyes=Vision(28, tokens))[0].tokens <= tokens
 
 
+def test_an_image_of_few_tokens_is_the_same_made_smaller() -> None:
+    file = url(save(noise(900, 700)))
+    large, small = asyncio.run(EYES.read({"a": file, "b": file}, few={"b"}))
+    assert small.tokens <= vision.FEW < large.tokens
+    assert small.id == read(save(noise(900, 700)), eyes=Vision(28, vision.FEW))[0].id
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_formats(kind: str) -> None:
     image = noise(84, 56)
