@@ -17,9 +17,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from transformers import PreTrainedTokenizerFast
 
 from models.catalog import MIXTRAL
-from models.chat import read_turns
 from models.failure import Failure, FieldFailure
 from models.template import Template, Turn
+from models.turns import read_turns
 from serving.chat import Request
 from tests.conftest import Server, serve
 
@@ -157,8 +157,12 @@ def turns(messages: list[Any], told: str = "") -> list[Turn]:
     return read_turns(parse(messages=messages).messages, told)
 
 
+def texts(messages: list[Any], told: str = "") -> list[tuple[str, str]]:
+    return [(turn.role, turn.text) for turn in turns(messages, told)]
+
+
 def test_a_conversation_as_the_model_reads_it() -> None:
-    assert turns(TALK, "Answer so.") == [
+    assert texts(TALK, "Answer so.") == [
         ("system", "Answer so.\n\nBe brief."),
         ("user", "File\nit."),
         ("assistant", '{"tool_calls":[{"name":"file","arguments":{"kind": "letter", "pages": 2}}]}'),
@@ -166,8 +170,8 @@ def test_a_conversation_as_the_model_reads_it() -> None:
         ("assistant", "Done."),
         ("user", "And now?"),
     ]
-    assert turns(HELLO) == [("user", "Hello")]
-    assert turns(HELLO, "Answer so.") == [("system", "Answer so."), ("user", "Hello")]
+    assert texts(HELLO) == [("user", "Hello")]
+    assert texts(HELLO, "Answer so.") == [("system", "Answer so."), ("user", "Hello")]
 
 
 def test_a_result_needs_its_call() -> None:
