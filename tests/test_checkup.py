@@ -589,7 +589,7 @@ def test_the_doctor_judges_the_tokens_that_are_set(tiny_home: Path) -> None:
         (
             "ZOPILOT_MODEL",
             "gpt-2",
-            "no model is called 'gpt-2'; known: smollm2-135m-instruct, mixtral-8x7b-instruct",
+            f"no model is called 'gpt-2'; known: {', '.join(catalog.ROWS)}",
         ),
     ],
 )
