@@ -137,9 +137,16 @@ def test_parts_stay_in_their_order() -> None:
     first, image, last = message.parts
     assert (first, last) == ("a", "b")
     assert not isinstance(image, str) and image.image_url.url == link["url"]
-    with pytest.raises(FieldFailure) as caught:
-        read_turns([message], "")
-    assert caught.value.param == "messages.0.content.1" and "reads no images" in caught.value.message
+
+
+def test_images_are_refused_where_the_model_sees_none(tiny_server: Server) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]
+    answer = httpx.post(
+        f"{tiny_server.url}/v1/chat/completions", json=BODY | {"messages": [{"role": "user", "content": parts}]}
+    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", "messages.0.content.1")
+    assert "reads no images" in error["message"]
 
 
 CALLED = {"id": "1", "type": "function", "function": {"name": "file", "arguments": '{"kind": "letter", "pages": 2}'}}
