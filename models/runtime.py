@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models import calibration, catalog, checkup, manifest, network, plan, store
+from models import calibration, catalog, checkup, machine, manifest, network, plan, store
 from models.bertscore import BERTScores
 from models.chat import Chats
 from models.decisions import Decisions
@@ -49,6 +49,7 @@ class Runtime:
         max_concurrent: int = 64,
     ) -> None:
         checkup.require(checkup.examine(model, models, here, kv_tokens))
+        self._here = here
         self.encoders = Encoders(models, here, rows=embed_batch, most=max_concurrent)
         self.embeddings = Embeddings(self.encoders, embedding_model)
         self.bertscores = BERTScores(self.encoders, bertscore_model)
@@ -102,18 +103,36 @@ class Runtime:
 
     def served(self) -> list[tuple[str, str, int]]:
         """Names under which something is served: its own, its tag, and since when, in Unix time."""
-        return [(self._model.name, self.manifest.tag, self._since)]
+        encoders = [(each["name"], each["tag"], self._since) for each in self.encoders.detail()]
+        return [(self._model.name, self.manifest.tag, self._since), *encoders]
 
     def info(self) -> dict[str, Any]:
         """What is served, what answers are made with, and the calibrations in force; Failure where one is broken."""
         active = calibration.find_all(self._calibrations, self.manifest.tag)
         return {
             "model": self._model.name,
+            "tag": self.manifest.tag,
+            "source": self.manifest.source,
+            "bits": self.manifest.bits,
+            "ledger": self.manifest.ledger,
             "card": self._model.card,
             "context_length": self._model.context_length,
+            "sees": self._model.sees,
             "made_with": self._made_with,
             "encoders": self.encoders.detail(),
+            "device": self._describe_device(),
             "calibrations": [{"id": each.id, **asdict(each)} for each in active],
+        }
+
+    def _describe_device(self) -> dict[str, Any]:
+        """What computes, and its memory now, in bytes; `capability` and `driver` are a card's."""
+        free, total = memory(self.engine.device)
+        return {
+            "kind": self._here.device,
+            "name": self._here.name,
+            "capability": ".".join(map(str, self._here.capability)) if self._here.device == "cuda" else None,
+            "driver": self._here.driver or None,
+            "memory": {"free": free, "total": total, "set_aside_for_encoders": self.encoders.room},
         }
 
     def queue(self) -> dict[str, Any]:
@@ -173,6 +192,14 @@ def open_eyes(loaded: store.Loaded, tokens: int) -> Vision:
     """How the model is shown images, at most so many tokens each."""
     described = loaded.network.config.vision_config
     return Vision(described.patch_size * described.spatial_merge_size, tokens)
+
+
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that are free there, of all."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    here = machine.host()
+    return here.free, here.total
 
 
 def best_products() -> str:

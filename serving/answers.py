@@ -24,11 +24,40 @@ class Health(Open):
     uptime: float = Field(description="seconds")
 
 
+class Encoder(BaseModel):
+    name: str
+    tag: str
+    state: Literal["not loaded", "loading", "loaded"]
+    bytes: int
+    users: int
+
+
+class Memory(BaseModel):
+    free: int
+    total: int
+    set_aside_for_encoders: int
+
+
+class Device(BaseModel):
+    kind: Literal["cuda", "cpu"]
+    name: str
+    capability: str | None
+    driver: str | None
+    memory: Memory = Field(description="bytes")
+
+
 class Info(Open):
     model: str
+    tag: str = Field(description="of its weights")
+    source: dict[str, str] = Field(description="where these were published, with the revision")
+    bits: int
+    ledger: dict[str, int] = Field(description="bytes in memory, by what they are")
     card: str
     context_length: int
+    sees: bool = Field(description="whether it reads images")
     made_with: dict[str, Any]
+    encoders: list[Encoder]
+    device: Device
     calibrations: list[dict[str, Any]]
 
 

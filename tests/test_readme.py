@@ -15,6 +15,7 @@ import jsonschema
 
 from serving.errors import KINDS
 from serving.protocol import Prompt
+from serving.routes import ROUTES
 from settings import Settings
 from tests.conftest import EXAMPLES, ROOT, free_port
 
@@ -92,6 +93,14 @@ def test_the_tree_names_every_module_and_nothing_else() -> None:
         assert set(re.findall(r"\w+", line.split(":")[1])) == inside
         modules -= {f"{name}.py" for name in inside}
     assert listed >= modules
+
+
+def test_the_table_of_routes_is_that_of_the_service() -> None:
+    rows = re.findall(
+        r"^\| `(GET|POST) (/\S+)` \| [^|]+ \|$", README[: README.index("## `POST /prompt`")], re.MULTILINE
+    )
+    assert len(rows) == len(set(rows))
+    assert set(rows) == {(route.method, path) for path, route in ROUTES.items()}
 
 
 def test_the_table_of_variables_is_that_of_the_settings() -> None:
