@@ -77,6 +77,7 @@ class Voice:
         self._starts: list[int] = []  # where in them each token begins
         self._told = 0  # tokens that have gone out
         self._whole = ""  # of a form
+        self._upto = 0  # characters of it whose words are told
         self.made = 0
         self.ended = False
 
@@ -116,8 +117,11 @@ class Voice:
         if not self._whole:
             self._sent += len(said) - len(said.lstrip())
             said = said.lstrip()
-        before, self._whole = self._whole, self._whole + said
-        return tools.spoken(self._whole)[len(tools.spoken(before)) :] if form.calls else said
+        self._whole += said
+        if not form.calls:
+            return said
+        words, self._upto = tools.spoken(self._whole, self._upto)
+        return words
 
     def _close_form(self, form: Form, said: str, completion: Completion) -> Delta:
         said = self._hear_form(form, said)

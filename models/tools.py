@@ -109,13 +109,13 @@ def read(text: str) -> tuple[str, tuple[Call, ...]]:
     return "", tuple(calls)
 
 
-def spoken(text: str) -> str:
-    """What an answer that is not whole yet has said so far."""
+def spoken(text: str, start: int = 0) -> tuple[str, int]:
+    """What an answer that is not whole yet says from character `start` on, and the one up to which that is told."""
     if not text.startswith(CONTENT):
-        return ""
-    found = SAID.match(text, len(CONTENT))
+        return "", 0
+    found = SAID.match(text, max(start, len(CONTENT)))
     assert found
-    return str(json.loads(f'"{found[0]}"'))
+    return str(json.loads(f'"{found[0]}"')), found.end()
 
 
 def show_calls(calls: Listing[Made]) -> str:

@@ -151,8 +151,14 @@ class Gate:
             caller.leave()
 
         watcher = asyncio.create_task(watch())
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                watcher.cancel()  # from here on the server says of everyone that they have left
+            await send(message)
+
         try:
-            await self._app({**scope, "caller": caller}, replay, Envelope(send, scope, caller))
+            await self._app({**scope, "caller": caller}, replay, Envelope(tell, scope, caller))
         finally:
             watcher.cancel()
 

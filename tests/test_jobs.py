@@ -97,3 +97,15 @@ def test_a_refusal_is_told_by_its_code(tiny_server: Server) -> None:
         httpx.post(f"{tiny_server.url}{path}", json=body, headers={"X-Request-Id": f"bad{path}"}, timeout=30)
         ended = find(tiny_server, f"bad{path}", "recent")
         assert ended is not None and (ended["route"], ended["outcome"]) == (path, code)
+
+
+def test_a_stream_that_was_read_to_its_end_is_done(tiny_server: Server) -> None:
+    """The server tells an application of every response's end as if the client had left."""
+    message = {"role": "user", "content": "Hello"}
+    body = {"model": "smollm2-135m-instruct", "messages": [message], "max_tokens": 5, "stream": True}
+    headers = {"X-Request-Id": "read-to-its-end"}
+    answer = httpx.post(f"{tiny_server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    assert answer.text.endswith("data: [DONE]\n\n")
+    while (job := find(tiny_server, "read-to-its-end", "recent")) is None:
+        time.sleep(0.05)
+    assert job["outcome"] == "done"

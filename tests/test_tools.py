@@ -117,7 +117,11 @@ def test_what_is_said_is_told_as_it_comes(said: str) -> None:
     """Each beginning of the answer tells a beginning of what is said, in the end all."""
     whole = CONTENT + json.dumps(said, ensure_ascii=False)[1:] + "}"
     assert tools.read(whole) == (said, ())
-    told = [tools.spoken(whole[:end]) for end in range(len(whole) + 1)]
+    told, upto = [""], 0
+    for end in range(1, len(whole) + 1):
+        more, upto = tools.spoken(whole[:end], upto)
+        assert tools.spoken(whole[:end]) == (told[-1] + more, upto)
+        told.append(told[-1] + more)
     for before, after in zip(told, [*told[1:], said], strict=True):
         assert after.startswith(before)
     assert told[-1] == said
@@ -126,7 +130,7 @@ def test_what_is_said_is_told_as_it_comes(said: str) -> None:
 
 def test_calls_say_nothing() -> None:
     whole = tools.show_calls([Call("f", '{"content":"x"}')])
-    assert {tools.spoken(whole[:end]) for end in range(len(whole) + 1)} == {""}
+    assert {tools.spoken(whole[:end]) for end in range(len(whole) + 1)} == {("", 0)}
 
 
 def test_what_the_model_is_told() -> None:
