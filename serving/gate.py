@@ -134,7 +134,8 @@ class Gate:
         except Failure as refused:
             return await respond(refused, caller)(scope, receive, send)
         except ClientLeft:
-            return caller.leave()
+            caller.leave()
+            return await respond(failure("client_closed_request"), caller)(scope, receive, send)
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         left = asyncio.Event()
 
@@ -151,10 +152,14 @@ class Gate:
             caller.leave()
 
         watcher = asyncio.create_task(watch())
+        envelope = Envelope(send, scope, caller)
         try:
-            await self._app({**scope, "caller": caller}, replay, Envelope(send, scope, caller))
+            await self._app({**scope, "caller": caller}, replay, envelope)
         finally:
             watcher.cancel()
+        if not envelope.begun:  # BentoML would wait for it up to its timeout, and a shutdown for BentoML
+            why = failure("client_closed_request" if caller.gone else "internal_error")
+            await respond(why, caller)(scope, receive, send)
 
 
 class ClientLeft(Exception):
@@ -169,8 +174,10 @@ class Envelope:
         self._scope = scope
         self._caller = caller
         self._replaced = False
+        self.begun = False
 
     async def __call__(self, message: Message) -> None:
+        self.begun = True
         if message["type"] == "http.response.start":
             ours = any(name.lower() == b"x-request-id" for name, _ in message["headers"])
             if message["status"] >= 400 and not ours:
