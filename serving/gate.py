@@ -138,6 +138,7 @@ class Gate:
             return await respond(failure("client_closed_request"), caller)(scope, receive, send)
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         left = asyncio.Event()
+        envelope = Envelope(send, scope, caller)
 
         async def replay() -> Message:
             if pending:
@@ -148,11 +149,11 @@ class Gate:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            left.set()
-            caller.leave()
+            if not envelope.ended:  # who has a whole answer is told to be disconnected as well
+                left.set()
+                caller.leave()
 
         watcher = asyncio.create_task(watch())
-        envelope = Envelope(send, scope, caller)
         try:
             await self._app({**scope, "caller": caller}, replay, envelope)
         finally:
@@ -174,19 +175,20 @@ class Envelope:
         self._scope = scope
         self._caller = caller
         self._replaced = False
-        self.begun = False
+        self.begun = self.ended = False
 
     async def __call__(self, message: Message) -> None:
         self.begun = True
         if message["type"] == "http.response.start":
             ours = any(name.lower() == b"x-request-id" for name, _ in message["headers"])
             if message["status"] >= 400 and not ours:
-                self._replaced = True
+                self._replaced = self.ended = True
                 response = respond(failure("internal_error"), self._caller)
                 return await response(self._scope, _nothing, self._send)
             if not ours:
                 message["headers"] = [*message["headers"], (b"x-request-id", self._caller.request_id.encode())]
         if not self._replaced:
+            self.ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await self._send(message)
 
 

@@ -97,3 +97,26 @@ def test_a_refusal_is_told_by_its_code(tiny_server: Server) -> None:
         httpx.post(f"{tiny_server.url}{path}", json=body, headers={"X-Request-Id": f"bad{path}"}, timeout=30)
         ended = find(tiny_server, f"bad{path}", "recent")
         assert ended is not None and (ended["route"], ended["outcome"]) == (path, code)
+
+
+def test_a_stream_that_was_read_to_its_end_is_done(tiny_server: Server) -> None:
+    body = {"model": "smollm2-135m-instruct", "prompt": CANARY, "max_tokens": 20, "stream": True}
+    for number in range(3):
+        name = f"stream-{number}"
+        told = httpx.post(f"{tiny_server.url}/v1/completions", json=body, headers={"X-Request-Id": name}, timeout=30)
+        assert told.text.endswith("data: [DONE]\n\n")
+        ended = find(tiny_server, name, "recent")
+        assert ended is not None and ended["outcome"] == "done"
+
+
+def test_a_stream_that_is_refused_has_the_errors_code(tiny_server: Server) -> None:
+    body = {"model": "smollm2-135m-instruct", "prompt": CANARY, "max_tokens": 20, "stream": True}
+    refused = httpx.post(
+        f"{tiny_server.url}/v1/completions",
+        json={**body, "max_tokens": 1_000_000},
+        headers={"X-Request-Id": "too-long"},
+        timeout=30,
+    )
+    assert refused.status_code == 400
+    ended = find(tiny_server, "too-long", "recent")
+    assert ended is not None and ended["outcome"] == "context_length_exceeded"
