@@ -19,4 +19,4 @@ class Traffic(instruments.RunnerTrafficMetricsMiddleware):
 
 def install() -> None:
     """Have BentoML, which puts its own in front of our gate, take this one."""
-    instruments.RunnerTrafficMetricsMiddleware = Traffic
+    instruments.RunnerTrafficMetricsMiddleware = Traffic  # type: ignore[misc]
