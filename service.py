@@ -23,18 +23,17 @@ from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
 from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
-from serving import bertscore, chat, completions, decisions, embeddings  # noqa: E402
+from serving import bertscore, chat, completions, decisions, embeddings, traffic  # noqa: E402
 from serving.arrival import Arrival  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
 from serving.limits import Limits  # noqa: E402
-from serving.metrics import count_routes_alone  # noqa: E402
 from serving.protocol import Prompt, Reply  # noqa: E402
 from serving.status import Served, Status  # noqa: E402
 
 # Unpickling a body is running it. BentoML uses this one only between services, and there is one service.
 ALL_SERDE.pop("application/vnd.bentoml+pickle", None)
-count_routes_alone()
+traffic.install()
 
 try:
     SETTINGS = settings.read()

@@ -8,15 +8,16 @@ from models.failure import Failure
 from serving.errors import failure
 
 MAX_DEPTH = 64
+MAX_VALUES = 32_768  # keys among them: pydantic lists all that are wrong, which for millions takes gigabytes
 
 
 def read_json(body: bytes) -> Any:
-    """JSON as RFC 8259 has it: no duplicate keys, no NaN, no infinity, no NUL, no lone surrogates, bounded depth."""
+    """JSON as RFC 8259 has it, bounded: no duplicate keys, no NaN, no infinity, no NUL, no lone surrogates."""
     try:
         value = json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise failure("invalid_json") from None
-    level = [value]
+    level, count = [value], 1
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for node in level:
@@ -30,6 +31,9 @@ def read_json(body: bytes) -> Any:
                 raise failure("invalid_json")
         if not below:
             return value
+        count += len(below)
+        if count > MAX_VALUES:
+            raise Failure("invalid_value", f"the body has more than {MAX_VALUES:,} values")
         level = below
     raise Failure("invalid_value", f"the body is nested deeper than {MAX_DEPTH} levels")
 

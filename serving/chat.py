@@ -76,8 +76,8 @@ class Request(Generation):
     """The body of POST /v1/chat/completions; models/chat.py says what its properties mean."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**63)
+    max_tokens: int | None = Field(None, ge=1, lt=2**63)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: Annotated[Plain | AnyObject | OfSchema, Field(discriminator="type")] | None = None

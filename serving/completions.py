@@ -30,7 +30,7 @@ class Request(Generation):
     """The body of POST /v1/completions; models/chat.py says what its properties mean."""
 
     prompt: Texts
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, lt=2**63)
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: Literal[False] | None = None
     best_of: None = None

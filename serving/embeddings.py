@@ -96,7 +96,7 @@ class Inputs(bentoml.IODescriptor):
     model: str
     input: Annotated[list[str], Field(min_length=1), BeforeValidator(_as_texts, json_schema_input_type=str | list[str])]
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1, description="refused unless it is the model's own")
+    dimensions: int | None = Field(None, ge=1, lt=2**63, description="refused unless it is the model's own")
     user: str | None = None
 
     @property

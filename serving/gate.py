@@ -134,9 +134,11 @@ class Gate:
         except Failure as refused:
             return await respond(refused, caller)(scope, receive, send)
         except ClientLeft:
-            return caller.leave()
+            caller.leave()
+            return await respond(failure("client_closed_request"), caller)(scope, receive, send)
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         left = asyncio.Event()
+        envelope = Envelope(send, scope, caller)
 
         async def replay() -> Message:
             if pending:
@@ -147,20 +149,18 @@ class Gate:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            left.set()
-            caller.leave()
+            if not envelope.ended:  # who has a whole answer is told to be disconnected as well
+                left.set()
+                caller.leave()
 
         watcher = asyncio.create_task(watch())
-
-        async def tell(message: Message) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                watcher.cancel()  # from here on the server says of everyone that they have left
-            await send(message)
-
         try:
-            await self._app({**scope, "caller": caller}, replay, Envelope(tell, scope, caller))
+            await self._app({**scope, "caller": caller}, replay, envelope)
         finally:
             watcher.cancel()
+        if not envelope.begun:  # BentoML would wait for it up to its timeout, and a shutdown for BentoML
+            why = failure("client_closed_request" if caller.gone else "internal_error")
+            await respond(why, caller)(scope, receive, send)
 
 
 class ClientLeft(Exception):
@@ -175,17 +175,20 @@ class Envelope:
         self._scope = scope
         self._caller = caller
         self._replaced = False
+        self.begun = self.ended = False
 
     async def __call__(self, message: Message) -> None:
+        self.begun = True
         if message["type"] == "http.response.start":
             ours = any(name.lower() == b"x-request-id" for name, _ in message["headers"])
             if message["status"] >= 400 and not ours:
-                self._replaced = True
+                self._replaced = self.ended = True
                 response = respond(failure("internal_error"), self._caller)
                 return await response(self._scope, _nothing, self._send)
             if not ours:
                 message["headers"] = [*message["headers"], (b"x-request-id", self._caller.request_id.encode())]
         if not self._replaced:
+            self.ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await self._send(message)
 
 

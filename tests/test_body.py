@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.failure import Failure
-from serving.body import MAX_DEPTH, read_json
+from serving.body import MAX_DEPTH, MAX_VALUES, read_json
 
 
 def refusal(body: bytes) -> str:
@@ -104,5 +104,14 @@ def test_whatever_comes_through_is_json_to_the_last_byte(body: bytes) -> None:
 
 @pytest.mark.timeout(30)
 def test_a_large_body_is_read_in_linear_time() -> None:
-    value = {"document": ["line of a page " * 5] * 50_000, "numbers": list(range(200_000))}
+    value = {"document": ["line of a page " * 50] * 5_000, "numbers": list(range(20_000))}
     assert read_json(json.dumps(value).encode()) == value
+
+
+def test_count_at_the_limit() -> None:
+    values = MAX_VALUES - 1  # beside the list itself
+    read_json(json.dumps([0] * values).encode())
+    assert refusal(json.dumps([0] * (values + 1)).encode()) == "invalid_value"
+    pairs: dict[str, list[Any]] = {str(at): [] for at in range(values // 2)}
+    read_json(json.dumps(pairs).encode())
+    assert refusal(json.dumps(pairs | {"x": []}).encode()) == "invalid_value"

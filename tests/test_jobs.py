@@ -100,12 +100,24 @@ def test_a_refusal_is_told_by_its_code(tiny_server: Server) -> None:
 
 
 def test_a_stream_that_was_read_to_its_end_is_done(tiny_server: Server) -> None:
-    """The server tells an application of every response's end as if the client had left."""
-    message = {"role": "user", "content": "Hello"}
-    body = {"model": "smollm2-135m-instruct", "messages": [message], "max_tokens": 5, "stream": True}
-    headers = {"X-Request-Id": "read-to-its-end"}
-    answer = httpx.post(f"{tiny_server.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
-    assert answer.text.endswith("data: [DONE]\n\n")
-    while (job := find(tiny_server, "read-to-its-end", "recent")) is None:
-        time.sleep(0.05)
-    assert job["outcome"] == "done"
+    body = {"model": "smollm2-135m-instruct", "prompt": CANARY, "max_tokens": 20, "stream": True}
+    for number in range(3):
+        name = f"stream-{number}"
+        told = httpx.post(f"{tiny_server.url}/v1/completions", json=body, headers={"X-Request-Id": name}, timeout=30)
+        assert told.text.endswith("data: [DONE]\n\n")
+        while (ended := find(tiny_server, name, "recent")) is None:
+            time.sleep(0.05)
+        assert ended["outcome"] == "done"
+
+
+def test_a_stream_that_is_refused_has_the_errors_code(tiny_server: Server) -> None:
+    body = {"model": "smollm2-135m-instruct", "prompt": CANARY, "max_tokens": 20, "stream": True}
+    refused = httpx.post(
+        f"{tiny_server.url}/v1/completions",
+        json={**body, "max_tokens": 1_000_000},
+        headers={"X-Request-Id": "too-long"},
+        timeout=30,
+    )
+    assert refused.status_code == 400
+    ended = find(tiny_server, "too-long", "recent")
+    assert ended is not None and ended["outcome"] == "context_length_exceeded"

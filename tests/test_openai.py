@@ -24,8 +24,10 @@ from openai.types.decision import (
     AnswerAnswerResourceRefusal,
     AnswerAnswerResourceScore,
 )
+from pydantic import BaseModel
 
 from models.failure import Failure, FieldFailure
+from serving import chat, completions, embeddings
 from serving.caller import Caller
 from serving.decisions import Questions, tell
 from serving.errors import KINDS, OPENAI, failure, respond
@@ -545,3 +547,23 @@ def test_no_word_of_what_is_asked_is_logged(narrow: Server) -> None:
         httpx.post(f"{narrow.url}/v1/decisions", json=body, headers=headers, timeout=30)
     log = narrow.log.read_text()
     assert "Traceback" not in log and canary not in log
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (chat.Request, "max_completion_tokens"),
+        (chat.Request, "max_tokens"),
+        (completions.Request, "max_tokens"),
+        (embeddings.Inputs, "dimensions"),
+    ],
+)
+def test_a_number_of_thousands_of_digits_is_not_told_again(body: type[BaseModel], field: str) -> None:
+    with pytest.raises(Failure) as caught:
+        read(body, json.dumps({"model": "x", field: 10**4000}).encode())
+    assert len(caught.value.message) < 200  # what is missing may be told first
+    given = {"model": "x", "messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x"}
+    taken = {name: value for name, value in given.items() if name in body.model_fields}
+    with pytest.raises(Failure) as caught:
+        read(body, json.dumps({**taken, field: 2**63}).encode())
+    assert caught.value.message.startswith(f"{field}: ")

@@ -327,6 +327,30 @@ def test_metrics_tell_what_the_engine_did_and_nothing_of_what_was_said(tiny_serv
     assert secret not in told
 
 
+def test_no_path_that_a_stranger_asks_for_is_kept_in_the_metrics(tiny_server: Server) -> None:
+    for path in ("/Zebra-4712", "/v1/models/Zebra-4712", "/prompt/Zebra-4712"):
+        assert httpx.get(tiny_server.url + path).status_code == 404
+    told = httpx.get(f"{tiny_server.url}/metrics").text
+    assert "Zebra-4712" not in told
+    assert 'bentoml_service_request_total{endpoint="/prompt"' in told
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_whoever_leaves_before_the_answer_begins_leaves_nothing_behind(tiny_server: Server, size: int) -> None:
+    """Else each would hold up a shutdown until BentoML's own timeout."""
+    body = json.dumps({**GOOD, "format": "text", "max_new_tokens": 64}).encode()
+    head = f"POST /prompt HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    for _ in range(8):
+        with socket.create_connection(("127.0.0.1", int(tiny_server.url.rpartition(":")[2]))) as connection:
+            connection.sendall((head.encode() + body)[: len(head) + size])
+    under_way = re.compile(r'bentoml_service_request_in_progress\{endpoint="/prompt".* (\S+)')
+    until = time.monotonic() + 30
+    while (found := under_way.search(httpx.get(f"{tiny_server.url}/metrics").text)) and float(found[1]) > 0:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert found
+
+
 def test_a_partial_answer_is_flagged_where_it_is_allowed_and_an_error_where_not(tiny_server: Server) -> None:
     schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
     body = {"prompt": "x", "schema": {**schema, "additionalProperties": False}, "max_new_tokens": 30}

@@ -1,4 +1,4 @@
-"""serving/metrics.py: what strangers make up does not grow the figures, and what is asked is counted as before."""
+"""serving/traffic.py: what strangers make up does not grow the figures, and what is asked is counted as before."""
 
 import re
 import uuid
