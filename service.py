@@ -25,6 +25,7 @@ from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
 from serving import bertscore, chat, completions, decisions, embeddings, traffic  # noqa: E402
 from serving.arrival import Arrival  # noqa: E402
+from serving.caller import Wait  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
 from serving.limits import Limits  # noqa: E402
@@ -154,7 +155,7 @@ class ZopilotGPU:
     )
     async def embed(self, arrivals: list[Arrival]) -> list[Arrival]:
         """Texts as vectors. Admits what BentoML has gathered, has it computed together, and does not wait for it."""
-        return self._embed(arrivals)
+        return await asyncio.to_thread(self._embed, arrivals)
 
     @bentoml.api(
         route="/v1/embeddings",
@@ -166,7 +167,7 @@ class ZopilotGPU:
     )
     async def embed_list(self, arrivals: list[Arrival]) -> list[Arrival]:
         """The same as the public API has it."""
-        return self._embed(arrivals)
+        return await asyncio.to_thread(self._embed, arrivals)
 
     def _embed(self, arrivals: list[Arrival]) -> list[Arrival]:
         for arrival in arrivals:
@@ -177,13 +178,13 @@ class ZopilotGPU:
     @bentoml.api(route="/bertscore", input_spec=bertscore.Pairs, output_spec=bertscore.Scored)
     async def score(self, arrival: Arrival) -> Arrival:
         """How much of a candidate's meaning its references have, and the other way round."""
-        self._admit(arrival, self.runtime.bertscores.ask)
+        await asyncio.to_thread(self._admit, arrival, self.runtime.bertscores.ask)
         return arrival
 
     @bentoml.api(input_spec=bertscore.Warmup, output_spec=bertscore.Warm)
     async def warmup(self, arrival: Arrival) -> Arrival:
         """Load encoders before they are needed."""
-        self._admit(arrival, self.runtime.encoders.ask)
+        await asyncio.to_thread(self._admit, arrival, self.runtime.encoders.ask)
         return arrival
 
     @bentoml.api(route="/v1/chat/completions", input_spec=chat.Request, output_spec=chat.Completion)
@@ -192,9 +193,15 @@ class ZopilotGPU:
         chats, pictures = self.runtime.chats, []
         try:
             if arrival.asked is not None:
-                pictures = await chats.look(arrival.asked, self._deadline(arrival))
+                look = Wait(chats.look(arrival.asked, self._deadline(arrival)))
+                arrival.caller.hold(look)
+                pictures = await look.answer()
         except Failure as refused:
             arrival.failure = refused
+        except asyncio.CancelledError:
+            if not arrival.caller.gone:
+                raise
+            arrival.failure = failure("client_closed_request")
         await asyncio.to_thread(self._admit, arrival, partial(chats.talk, pictures=pictures))
         return arrival
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from models.failure import Failure
+from models.failure import Failure, FieldFailure
 from models.origin import Hub, Wheel
 
 
@@ -244,5 +244,6 @@ def row(name: str, has_card: bool) -> Model:
 def encoder(name: str) -> Encoder:
     """The encoder called `name`; Failure where none is."""
     if name not in ENCODERS:
-        raise Failure("model_not_found", f"no encoder is called {name[:64]!r}; known: {', '.join(ENCODERS)}")
+        told = f"model: no encoder is called so; known: {', '.join(ENCODERS)}"
+        raise FieldFailure("model_not_found", told, "model")
     return ENCODERS[name]

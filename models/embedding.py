@@ -77,6 +77,13 @@ class Job:
                 self.truncated.append(at)
             self.rows.append(encoder.frame(ids[:most]))
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anyone waits for it still; of who has left the place is given back."""
+        if self.ticket.gone:
+            self.ticket.end()
+        return not self.ticket.settled
+
     def put(self, at: int, vector: np.ndarray, model: str) -> None:
         """Take one text's vector; the last one settles the ticket."""
         if not np.isfinite(vector).all():
@@ -141,7 +148,7 @@ def embed(encoder: Encoder, jobs: Sequence[Job]) -> None:
     is no trouble to the others."""
     rows: list[tuple[Job, int]] = []
     for job in jobs:
-        if job.ticket.gone:
+        if not job.wanted:
             continue
         try:
             job.read(encoder)
@@ -153,7 +160,7 @@ def embed(encoder: Encoder, jobs: Sequence[Job]) -> None:
         [job.rows[at] for job, at in rows],
         encoder.layers,
         pool,
-        lambda number: not rows[number][0].ticket.gone and not rows[number][0].ticket.settled,
+        lambda number: rows[number][0].wanted,
     )
     for number, vector in found:
         job, at = rows[number]

@@ -19,7 +19,7 @@ import torch
 from models import catalog, manifest, plan, store
 from models.encoder import Encoder
 from models.errand import Errand
-from models.failure import Failure
+from models.failure import Failure, FieldFailure
 from models.machine import Machine
 
 log = logging.getLogger("zopilot.encoders")
@@ -80,7 +80,8 @@ class Encoders:
         row = catalog.encoder(name.partition(":")[0])
         item = self._locate(row)
         if ":" in name and name != f"{row.name}:{item.name}":
-            raise Failure("model_not_found", f"{row.name} is here as {row.name}:{item.name} alone")
+            told = f"model: {row.name} is here as {row.name}:{item.name} alone"
+            raise FieldFailure("model_not_found", told, "model")
         return row
 
     def best(self) -> str:

@@ -25,6 +25,7 @@ from models.receipt import Receipts, find_key
 from models.vision import Vision
 
 TRIM_SECONDS = 20.0
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "llguidance")
 STEP_TOKENS = {"cuda": 2048, "cpu": 512}  # as long as an answer may wait while prompts are read
 
 
@@ -71,7 +72,8 @@ class Runtime:
             queue_tokens=queue_tokens,
         )
         self.engine.start()
-        self._model, self._made_with = model, made_with(model, loaded, item, self.engine, self._products)
+        self._model = model
+        self._made_with = made_with(model, loaded, item, self.engine, self._products, image_tokens)
         self._calibrations = models.parent / "calibrations"
         receipts = Receipts(find_key(receipt_key, models.parent), self._made_with)
         eyes = open_eyes(loaded, image_tokens) if model.sees else None
@@ -170,7 +172,9 @@ class Runtime:
         }
 
 
-def made_with(model: catalog.Model, loaded: store.Loaded, item: Path, engine: Engine, products: str) -> dict[str, Any]:
+def made_with(
+    model: catalog.Model, loaded: store.Loaded, item: Path, engine: Engine, products: str, image_tokens: int
+) -> dict[str, Any]:
     """What every answer of this process is made with, for its receipt."""
     template = f"{TEMPLATE}\n{loaded.tokenizer.chat_template}"
     return {
@@ -179,7 +183,8 @@ def made_with(model: catalog.Model, loaded: store.Loaded, item: Path, engine: En
         "template": hashlib.sha256(template.encode()).hexdigest(),
         "computed": f"{engine.forward.name} on {engine.device}{products and f', products in {products}'}",
         "context": min(model.context_length, engine.cache.budget),  # where documents are split
-        "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes", "llguidance")},
+        **({"image_tokens": image_tokens} if model.sees else {}),
+        "versions": {name: version(name) for name in LIBRARIES + ("pillow",) * model.sees},
     }
 
 

@@ -33,6 +33,7 @@ class Viewing:
         self._eyes, self._urls = eyes, _check(eyes, urls)
         self._ask, self._deadline = ask, deadline
         self._ticket: Pending | None = None
+        self._looking: asyncio.Future[list[Picture]] | None = None
         self._gone = False
 
     @property
@@ -41,12 +42,17 @@ class Viewing:
 
     def cancel(self) -> None:
         self._gone = True
+        if self._looking is not None:
+            self._looking.cancel()
         if self._ticket is not None:
             self._ticket.cancel()
 
     async def answer(self) -> Answer:
         """Read, ask and wait; raises Failure."""
-        pictures = await look(self._eyes, self._urls, self._deadline)
+        self._looking = asyncio.ensure_future(look(self._eyes, self._urls, self._deadline))
+        if self._gone:
+            self._looking.cancel()
+        pictures = await self._looking
         if self._gone:
             raise asyncio.CancelledError
         ticket = await asyncio.to_thread(self._put, pictures)

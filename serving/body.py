@@ -8,7 +8,7 @@ from models.failure import Failure
 from serving.errors import failure
 
 MAX_DEPTH = 64
-MAX_VALUES = 32_768  # keys among them: pydantic lists all that are wrong, which for millions takes gigabytes
+MAX_VALUES = 100_000  # keys among them: pydantic lists all that are wrong, which for millions takes gigabytes
 
 
 def read_json(body: bytes) -> Any:

@@ -1,6 +1,8 @@
 """Who waits for an answer, and what is under way for them. Knows neither routes nor what is asked."""
 
+import asyncio
 import time
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 
@@ -11,6 +13,21 @@ class Ticket(Protocol):
     def progress(self) -> float: ...
     def cancel(self) -> None: ...
     async def answer(self) -> Any: ...
+
+
+class Wait:
+    """A ticket for what has to be waited for before there can be another; cancelling it ends that."""
+
+    progress = 0.0
+
+    def __init__(self, awaited: Coroutine[Any, Any, Any]) -> None:
+        self._task = asyncio.ensure_future(awaited)
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    async def answer(self) -> Any:
+        return await self._task
 
 
 class Caller:

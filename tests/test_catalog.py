@@ -62,7 +62,7 @@ def test_encoders_are_kept_apart_from_what_is_served() -> None:
         assert catalog.encoder(name) is row
         with pytest.raises(Failure, match="no model is called"):
             catalog.row(name, False)
-    with pytest.raises(Failure, match="no encoder is called 'mixtral-8x7b-instruct'; known: all-minilm-l6-v2, deberta"):
+    with pytest.raises(Failure, match="model: no encoder is called so; known: all-minilm-l6-v2, deberta"):
         catalog.encoder("mixtral-8x7b-instruct")
 
 

@@ -139,7 +139,7 @@ def test_what_is_gathered_is_computed_together_and_echoed_to_each(embeddings: Em
 
 def test_what_cannot_be_asked_for_is_refused_at_once(embeddings: Embeddings, encoders: Encoders) -> None:
     for asked, code, said in (
-        (Asked(["a"], model="gpt-2"), "model_not_found", "no encoder is called 'gpt-2'"),
+        (Asked(["a"], model="gpt-2"), "model_not_found", "model: no encoder is called so"),
         (Asked(["a"], model="deberta-xlarge-mnli"), "model_not_found", "run scripts/import_model deberta-xlarge-mnli"),
         (Asked(["a"], dimensions=383), "invalid_value", "dimensions: 383; all-minilm-l6-v2 has 384"),
     ):

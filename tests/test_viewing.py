@@ -16,6 +16,7 @@ from models.picture import Picture
 from models.ticket import Pending
 from models.viewing import Viewing
 from models.vision import Vision
+from serving.caller import Caller, Wait
 from tests.conftest import Server
 
 LONG = "Total 12.50 EUR. "
@@ -143,3 +144,43 @@ def test_a_refusal_of_what_is_asked_is_passed_on() -> None:
     with pytest.raises(Failure) as refused:
         asyncio.run(viewing.answer())
     assert (refused.value.code, refused.value.retry_after) == ("queue_full", 3)
+
+
+def test_whoever_leaves_ends_the_reading() -> None:
+    """And so does one who has left before it began."""
+
+    class Slow(Vision):
+        begun = 0
+
+        async def read(self, urls: Any, few: Any = ()) -> list[Picture]:
+            Slow.begun += 1
+            await asyncio.sleep(60)
+            return []
+
+    def never(_: list[Picture]) -> Pending:
+        raise AssertionError
+
+    async def leave(wait: float) -> None:
+        viewing = Viewing(Slow(28, 64), {"context.images.0": url()}, never, time.monotonic() + 60)
+        answer = asyncio.ensure_future(viewing.answer())
+        await asyncio.sleep(wait)
+        viewing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(answer, 5)
+
+    asyncio.run(leave(0.05))
+    asyncio.run(leave(0))
+    assert Slow.begun == 1
+
+
+def test_a_wait_can_be_left() -> None:
+    async def leave() -> None:
+        caller = Caller("id")
+        wait = Wait(asyncio.sleep(60))
+        caller.hold(wait)
+        caller.leave()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(wait.answer(), 5)
+        assert await Wait(asyncio.sleep(0, "seen")).answer() == "seen"
+
+    asyncio.run(leave())
