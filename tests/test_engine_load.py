@@ -235,6 +235,7 @@ class NoModel(torch.nn.Module):
             hidden_size=hidden,
             vocab_size=vocabulary,
         )
+        self.config.get_text_config = lambda: self.config
         self.lm_head = torch.nn.Linear(1, vocabulary, bias=False)
         self.hidden = torch.zeros(1, 4096, 1)
 
