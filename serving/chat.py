@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from serving.generation import LEAST, Delta, Generation, Kind, reply
 from serving.messages import Message
-from serving.openai import Wire
+from serving.openai import Off, Wire
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -87,7 +87,7 @@ class Request(Generation):
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    store: Literal[False] | None = None
+    store: Off = None
 
     @property
     def most(self) -> int | None:

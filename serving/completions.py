@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from serving.generation import LEAST, Delta, Generation, Kind, Token, reply
+from serving.openai import Off
 
 DEFAULT = 16  # tokens
 
@@ -32,7 +33,7 @@ class Request(Generation):
     prompt: Texts
     max_tokens: int | None = Field(None, ge=1, lt=2**63)
     logprobs: int | None = Field(None, ge=0, le=5)
-    echo: Literal[False] | None = None
+    echo: Off = None
     best_of: None = None
     suffix: None = None
 

@@ -9,7 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import bentoml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -21,7 +21,7 @@ from models.failure import Failure, FieldFailure
 from serving.arrival import Arrival, receive, settle
 from serving.caller import Caller
 from serving.errors import REFUSALS, describe, failure
-from serving.openai import Wire, read
+from serving.openai import Off, Wire, read
 
 log = logging.getLogger("zopilot.generation")
 LEAST = -9999.0  # stands for minus infinity, which JSON cannot say
@@ -81,7 +81,7 @@ Penalty = Annotated[float | None, AfterValidator(_refuse)]
 
 class StreamOptions(Wire):
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Off = None
 
 
 class Generation(bentoml.IODescriptor):

@@ -56,6 +56,16 @@ class Image(Wire):
         raise PydanticCustomError("image", "images are not read here; send texts")
 
 
+def _require_bool(given: Any) -> Any:
+    """Python's 0 is False, JSON's is not."""
+    if not isinstance(given, bool | None):
+        raise PydanticCustomError("bool", "not a truth value")
+    return given
+
+
+Off = Annotated[Literal[False] | None, BeforeValidator(_require_bool)]
+
+
 def _as_parts(given: Any) -> Any:
     return [{"type": "input_text", "text": given}] if isinstance(given, str) else given
 

@@ -53,6 +53,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"presence_penalty": -1}, "invalid_value", "presence_penalty"),
     ({"logit_bias": {"5": 1}}, "invalid_value", "logit_bias"),
     ({"store": True}, "invalid_value", "store"),
+    ({"store": 0}, "invalid_value", "store"),
     ({"metadata": {"a": 1}}, "invalid_value", "metadata.a"),
     ({"n": 5}, "invalid_value", "n"),
     ({"n": 0}, "invalid_value", "n"),

@@ -37,6 +37,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": [1, 2]}, "invalid_value", "prompt"),
     ({"prompt": [[1, 2]]}, "invalid_value", "prompt"),
     ({"echo": True}, "invalid_value", "echo"),
+    ({"echo": 0}, "invalid_value", "echo"),
     ({"best_of": 2}, "invalid_value", "best_of"),
     ({"suffix": "x"}, "invalid_value", "suffix"),
     ({"logprobs": 6}, "invalid_value", "logprobs"),
