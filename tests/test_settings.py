@@ -1,8 +1,13 @@
 """settings.py: what an operator may set, and what is refused at the start."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 import settings
+from tests.conftest import ROOT
 
 
 def test_nothing_set_gives_the_defaults() -> None:
@@ -47,3 +52,14 @@ def test_the_store_is_where_bentoml_looks(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("BENTOML_HOME")
     monkeypatch.setenv("HOME", "/root-of-someone")
     assert str(settings.store_path()) == "/root-of-someone/bentoml/models"
+
+
+def test_what_is_kept_for_shapes_is_bounded_before_torch_comes_in() -> None:
+    code = "import os, sys, service; assert 'torch' not in sys.modules; print(*map(os.environ.get, sys.argv[1:]))"
+    names = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"]
+    own = {name: value for name, value in os.environ.items() if name not in names}
+    for environ, told in ((own, "256 256"), (own | {names[0]: "512"}, "512 256")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *names], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == told
