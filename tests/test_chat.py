@@ -512,7 +512,8 @@ def test_many_streams_at_once_do_not_mix(tiny_server: Server) -> None:
 
 
 def test_models_are_listed_and_found(tiny_server: Server, client: openai.OpenAI) -> None:
-    (served,) = client.models.list().data
+    served, encoder = client.models.list().data  # what is imported beside it can be asked for as well
+    assert client.models.retrieve("all-minilm-l6-v2") == encoder
     assert (served.id, served.object, served.owned_by) == (MODEL, "model", "zopilot-gpu")
     tag = httpx.get(f"{tiny_server.url}/health").json()["model"]
     assert client.models.retrieve(MODEL) == client.models.retrieve(tag) == served

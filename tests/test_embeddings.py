@@ -105,7 +105,7 @@ def test_the_public_client_gets_the_same_numbers_in_both_forms(tiny_server: Serv
         ({"encoding_format": "int8"}, "invalid_value", "encoding_format: ", "encoding_format"),
         ({"truncate": True}, "unknown_parameter", "truncate: unknown field", "truncate"),
         ({"model": "ada"}, "model_not_found", "model: no encoder is called so", "model"),
-        ({"model": f"{NAME}:other"}, "model_not_found", f"{NAME} is here as {NAME}:", None),
+        ({"model": f"{NAME}:other"}, "model_not_found", f"model: {NAME} is here as {NAME}:", "model"),
         ({"model": "deberta-xlarge-mnli"}, "model_not_found", NOT_HERE, None),
     ],
 )
