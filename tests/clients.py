@@ -3,11 +3,14 @@
 python -m tests.clients CHECK URL
 """
 
+import base64
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -182,11 +185,8 @@ def llm(url: str) -> None:
 
 @check
 def embeddings(url: str) -> None:
-    """Where the service lists a model for them."""
     client = client_of(url)
     named = [model.id for model in client.models.list() if "minilm" in model.id.lower()]
-    if not named:
-        return
     texts = ["an invoice", "a letter"]
     plain = client.embeddings.create(model=named[0], input=texts)
     floats = client.embeddings.create(model=named[0], input=texts, encoding_format="float")
@@ -201,6 +201,49 @@ def embeddings(url: str) -> None:
     for vectors in (lang.embed_documents(texts), [each["embedding"] for each in found.data]):
         for vector, each in zip(vectors, floats.data, strict=True):
             assert max(abs(a - b) for a, b in zip(vector, each.embedding, strict=True)) < 1e-5
+
+
+@check
+def image(url: str) -> None:
+    """A black square of 56 x 56 points, and one of a single point, which is refused."""
+    import litellm
+    from langchain_core.messages import HumanMessage
+    from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
+
+    client = client_of(url)
+    model = client.models.list().data[0].id
+    parts: list[Any] = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": png(56)}}]
+    asked: list[Any] = [{"role": "user", "content": parts}]
+    plain = client.chat.completions.create(model=model, messages=asked, max_tokens=5)
+    blind = client.chat.completions.create(model=model, messages=[{"role": "user", "content": parts[:1]}], max_tokens=5)
+    assert plain.usage and blind.usage
+    assert plain.usage.prompt_tokens == blind.usage.prompt_tokens + 4 + 2  # 2 x 2 tokens and their two marks
+    by_litellm = litellm.completion(
+        f"openai/{model}", messages=asked, max_tokens=5, api_base=f"{url}/v1", api_key="none"
+    )
+    by_langchain = ChatOpenAI(base_url=f"{url}/v1", api_key=SecretStr("none"), model=model, max_completion_tokens=5)
+    said = plain.choices[0].message.content
+    assert by_litellm.choices[0].message.content == said == by_langchain.invoke([HumanMessage(content=parts)]).content
+    parts[1]["image_url"]["url"] = png(1)
+    try:
+        client.chat.completions.create(model=model, messages=asked, max_tokens=5)
+    except openai.BadRequestError as error:
+        assert error.code == "invalid_image"
+    else:
+        raise AssertionError
+
+
+def png(side: int) -> str:
+    """A black square as a data URL."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    points = zlib.compress(bytes((side + 1) * side))
+    whole = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", points) + part(b"IEND", b"")
+    return f"data:image/png;base64,{base64.b64encode(whole).decode()}"
 
 
 if __name__ == "__main__":
