@@ -24,8 +24,7 @@ from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
 from serving import bertscore, chat, completions, decisions, embeddings, traffic  # noqa: E402
-from serving.arrival import Arrival  # noqa: E402
-from serving.caller import Wait  # noqa: E402
+from serving.arrival import Arrival, prepare  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
 from serving.limits import Limits  # noqa: E402
@@ -191,17 +190,8 @@ class ZopilotGPU:
     async def chat(self, arrival: Arrival) -> Arrival:
         """The assistant's next turn, at once or as a stream; images are read first."""
         chats, pictures = self.runtime.chats, []
-        try:
-            if arrival.asked is not None:
-                look = Wait(chats.look(arrival.asked, self._deadline(arrival)))
-                arrival.caller.hold(look)
-                pictures = await look.answer()
-        except Failure as refused:
-            arrival.failure = refused
-        except asyncio.CancelledError:
-            if not arrival.caller.gone:
-                raise
-            arrival.failure = failure("client_closed_request")
+        if arrival.asked is not None:
+            pictures = await prepare(arrival, chats.look(arrival.asked, self._deadline(arrival)))
         await asyncio.to_thread(self._admit, arrival, partial(chats.talk, pictures=pictures))
         return arrival
 

@@ -5,7 +5,7 @@ BentoML calls two hooks of a route's bodies: `receive` is what `from_http_reques
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from models.failure import Failure
-from serving.caller import Caller
+from serving.caller import Caller, Wait
 from serving.errors import failure, respond
 
 
@@ -35,6 +35,21 @@ async def receive(request: Request, parse: Callable[[bytes], Any]) -> Arrival:
         return Arrival(caller, parse(await request.body()))
     except Failure as refused:
         return Arrival(caller, failure=refused)
+
+
+async def prepare(arrival: Arrival, awaited: Coroutine[Any, Any, Any]) -> Any:
+    """What is needed before the arrival can be admitted. None where that fails, or its caller leaves, which ends it:
+    then the arrival has its failure."""
+    wait = Wait(awaited)
+    arrival.caller.hold(wait)
+    try:
+        return await wait.answer()
+    except Failure as refused:
+        arrival.failure = refused
+    except asyncio.CancelledError:
+        if not arrival.caller.gone:
+            raise
+        arrival.failure = failure("client_closed_request")
 
 
 async def settle(arrival: Arrival, write: Callable[[Any], Response | dict[str, Any]]) -> Response:

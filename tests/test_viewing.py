@@ -16,6 +16,7 @@ from models.picture import Picture
 from models.ticket import Pending
 from models.viewing import Viewing
 from models.vision import Vision
+from serving.arrival import Arrival, prepare
 from serving.caller import Caller, Wait
 from tests.conftest import Server
 
@@ -184,3 +185,20 @@ def test_a_wait_can_be_left() -> None:
         assert await Wait(asyncio.sleep(0, "seen")).answer() == "seen"
 
     asyncio.run(leave())
+
+
+def test_what_is_prepared_fails_for_its_arrival_alone() -> None:
+    async def refuse() -> None:
+        raise Failure("invalid_image", "no image")
+
+    async def run() -> None:
+        arrival = Arrival(Caller("id"))
+        assert await prepare(arrival, asyncio.sleep(0, "seen")) == "seen" and arrival.failure is None
+        assert await prepare(arrival, refuse()) is None
+        assert arrival.failure and arrival.failure.code == "invalid_image"
+        left = Arrival(Caller("id"))
+        left.caller.leave()
+        assert await prepare(left, asyncio.sleep(60)) is None
+        assert left.failure and left.failure.code == "client_closed_request"
+
+    asyncio.run(run())
