@@ -5,7 +5,6 @@ functions, is enforced by a grammar and checked again.
 """
 
 import json
-import secrets
 from collections.abc import Iterator
 from collections.abc import Sequence as Listing
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from models.engine.sequence import Sampling, Sequence
 from models.engine.stream import Stream
 from models.failure import Failure, FieldFailure
 from models.picture import BLIND, Picture
-from models.question import task
+from models.question import MAX_SEED, task, warm
 from models.schema import fields
 from models.schema.admitted import admit, dump, refusal
 from models.schema.dialect import Refs, Schema
@@ -32,7 +31,6 @@ from models.turns import Message, images_of, read_turns
 from models.viewing import look
 from models.vision import Vision
 
-MAX_SEED = 1 << 63
 NOT_HERE = {"x-check", audit.KEYWORD, fields.KEYWORD}
 LIMIT = "max_completion_tokens"
 SCHEMA = "response_format.json_schema.schema"
@@ -200,13 +198,7 @@ class Chats:
         if wanted > room:
             told = f"the prompt has {prompt_tokens} tokens and the answer may take {wanted}"
             raise Failure("context_length_exceeded", f"{told}; the context is {self._room}")
-        warmth = self._model.temperature if asked.temperature is None else asked.temperature
-        return Sampling(
-            max_new_tokens=wanted,
-            temperature=warmth,
-            top_p=self._model.top_p if asked.top_p is None else asked.top_p,
-            seed=secrets.randbelow(MAX_SEED) if asked.seed is None and warmth > 0 else asked.seed,
-        )
+        return warm(asked, self._model, wanted)
 
 
 @contextmanager

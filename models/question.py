@@ -120,14 +120,29 @@ def sampling_of(question: Question, model: Model, prompt_tokens: int) -> Samplin
             f"the prompt has {prompt_tokens} tokens and the answer may take {wanted}; "
             f"the model's context is {model.context_length}",
         )
-    warmth = model.temperature if question.temperature is None else question.temperature
-    seed = question.seed
+    return warm(question, model, wanted)
+
+
+class Warmth(Protocol):
+    """How it is asked to be chosen; None: as the model has it."""
+
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def seed(self) -> int | None: ...
+
+
+def warm(asked: Warmth, model: Model, most: int) -> Sampling:
+    """An answer of `most` tokens at most."""
+    warmth = model.temperature if asked.temperature is None else asked.temperature
     return Sampling(
-        max_new_tokens=wanted,
+        max_new_tokens=most,
         temperature=warmth,
-        top_p=model.top_p if question.top_p is None else question.top_p,
+        top_p=model.top_p if asked.top_p is None else asked.top_p,
         # Drawn here, so that the receipt can tell it and the same answer can be had again.
-        seed=secrets.randbelow(MAX_SEED) if seed is None and warmth > 0 else seed,
+        seed=secrets.randbelow(MAX_SEED) if asked.seed is None and warmth > 0 else asked.seed,
     )
 
 

@@ -10,16 +10,9 @@ from starlette.responses import Response
 from models.failure import FieldFailure
 from serving.arrival import receive, settle
 from serving.limits import Limits
-from serving.openai import read
+from serving.openai import as_list, read
 
-
-def _as_list(given: Any) -> Any:
-    return [given] if isinstance(given, str) else given
-
-
-References = Annotated[
-    list[str], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=str | list[str])
-]
+References = Annotated[list[str], Field(min_length=1), BeforeValidator(as_list, json_schema_input_type=str | list[str])]
 
 
 class Found(Protocol):

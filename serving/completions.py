@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from serving.generation import LEAST, Delta, Generation, Kind, Token, reply
-from serving.openai import Off
+from serving.openai import Off, as_list
 
 DEFAULT = 16  # tokens
 
@@ -17,7 +17,7 @@ DEFAULT = 16  # tokens
 def _as_texts(given: Any) -> Any:
     if isinstance(given, list) and any(not isinstance(each, str) for each in given):
         raise PydanticCustomError("tokens", "unsupported; tokens are not read here, send texts")
-    return [given] if isinstance(given, str) else given
+    return as_list(given)
 
 
 Texts = Annotated[

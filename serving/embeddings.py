@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from serving.arrival import receive, settle
 from serving.limits import Limits
-from serving.openai import read
+from serving.openai import as_list, read
 
 
 class Vectors(Protocol):
@@ -84,7 +84,7 @@ def write(found: Vectors) -> dict[str, Any]:
 def _as_texts(given: Any) -> Any:
     if isinstance(given, list) and any(isinstance(each, int | list) for each in given):
         raise PydanticCustomError("tokens", "token arrays are not read here; send texts")
-    return [given] if isinstance(given, str) else given
+    return as_list(given)
 
 
 class Inputs(bentoml.IODescriptor):

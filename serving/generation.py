@@ -21,7 +21,7 @@ from models.failure import Failure, FieldFailure
 from serving.arrival import Arrival, receive, settle
 from serving.caller import Caller
 from serving.errors import REFUSALS, describe, failure
-from serving.openai import Off, Wire, read
+from serving.openai import Off, Wire, as_list, read
 
 log = logging.getLogger("zopilot.generation")
 LEAST = -9999.0  # stands for minus infinity, which JSON cannot say
@@ -71,10 +71,6 @@ def _refuse(given: Any) -> Any:
     return given
 
 
-def _as_list(given: Any) -> Any:
-    return [given] if isinstance(given, str) else given
-
-
 Stop = Annotated[str, Field(min_length=1, max_length=500)]
 Penalty = Annotated[float | None, AfterValidator(_refuse)]
 
@@ -98,7 +94,7 @@ class Generation(bentoml.IODescriptor):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = Field(None, ge=1, le=4)
     stop: (
-        Annotated[list[Stop], Field(max_length=4), BeforeValidator(_as_list, json_schema_input_type=str | list[Stop])]
+        Annotated[list[Stop], Field(max_length=4), BeforeValidator(as_list, json_schema_input_type=str | list[Stop])]
         | None
     ) = None
     frequency_penalty: Penalty = None

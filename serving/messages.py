@@ -9,21 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from serving.openai import Wire
+from serving.openai import Refusal, Wire
 
 
 class Text(Wire):
     type: Literal["text"]
     text: str
-
-
-class Refusal(Wire):
-    type: Literal["refusal"]
-    refusal: str
-
-    @property
-    def text(self) -> str:
-        return self.refusal
 
 
 class Link(Wire):

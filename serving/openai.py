@@ -56,6 +56,11 @@ class Image(Wire):
         raise PydanticCustomError("image", "images are not read here; send texts")
 
 
+def as_list(given: Any) -> Any:
+    """A text alone is a list of one."""
+    return [given] if isinstance(given, str) else given
+
+
 def _require_bool(given: Any) -> Any:
     """Python's 0 is False, JSON's is not."""
     if not isinstance(given, bool | None):
