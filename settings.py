@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 
 class SettingError(ValueError):
@@ -38,6 +38,12 @@ def _device(text: str) -> str:
 def _products(text: str) -> str:
     if text not in ("fp32", "bf16"):
         raise ValueError("one of fp32, bf16")
+    return text
+
+
+def _mode(text: str) -> str:
+    if text not in ("http", "queue"):
+        raise ValueError("one of http, queue")
     return text
 
 
@@ -111,21 +117,41 @@ class Settings:
     deadline_ms: int = _variable("ZOPILOT_DEADLINE_MS", 300_000, _whole(100, 3_600_000), "longest a prompt may take")
 
 
-def read(environ: Mapping[str, str] | None = None) -> Settings:
+@dataclass(frozen=True)
+class Container:
+    """What the image's process 1 is told, by its operator and by RunPod; a table of its own in the README."""
+
+    mode: str = _variable("ZOPILOT_MODE", "http", _mode, "`http`: answers on `PORT`; `queue`: takes RunPod's jobs")
+    port: int = _variable("PORT", 3000, _whole(1, 65_535), "where it answers")
+    health_port: int = _variable(
+        "PORT_HEALTH", 0, _whole(0, 65_535), "where it answers `/ping` as well; 0: nowhere else"
+    )
+    grace: int = _variable(
+        "ZOPILOT_GRACE", 30, _whole(0, 3600), "seconds that requests under way are given when it is told to end"
+    )
+    keep_hours: int = _variable("ZOPILOT_JOB_HOURS", 24, _whole(1, 720), "how long the answer of a job is kept")
+    endpoint: str = _variable("RUNPOD_ENDPOINT_ID", "", _text, "set by RunPod on a worker")
+    pod: str = _variable("RUNPOD_POD_ID", "", _text, "set by RunPod on a pod and on a worker")
+
+
+Form = TypeVar("Form", Settings, Container)
+
+
+def read(environ: Mapping[str, str] | None = None, form: type[Form] = Settings) -> Form:  # type: ignore[assignment]
     """The settings found in `environ` (default: the process's own); raises SettingError."""
     environ = os.environ if environ is None else environ
     found: dict[str, Any] = {}
-    for variable in fields(Settings):
-        name = variable.metadata["name"]
+    for each in fields(form):
+        name = each.metadata["name"]
         text = environ.get(name, "").strip()
         if not text:
             continue
         try:
-            found[variable.name] = variable.metadata["parse"](text)
+            found[each.name] = each.metadata["parse"](text)
         except ValueError as allowed:
             # A key list never fails to parse, so no secret can be in this message.
             raise SettingError(f"{name} is {text!r}; allowed: {allowed}") from None
-    return Settings(**found)
+    return form(**found)
 
 
 def store_path() -> Path:

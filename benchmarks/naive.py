@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import uvicorn
-from fastapi import FastAPI  # type: ignore[import-not-found]
+from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

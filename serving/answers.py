@@ -75,7 +75,7 @@ class Active(BaseModel):
     progress: float | None = Field(None, ge=0, le=1, description="share of the work that it may take at most")
 
 
-class Jobs(BaseModel):
+class Activity(BaseModel):
     state: Literal["loading", "ready", "failed"]
     queue: dict[str, Any]
     active: list[Active]

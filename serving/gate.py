@@ -85,7 +85,7 @@ class Gate:
             if route and response.status_code == 405:
                 response.headers["Allow"] = route.method
             return await response(scope, receive, send)
-        with self._status.jobs.under_way(caller):
+        with self._status.activity.under_way(caller):
             await self._pass(scope, headers, caller, receive, send)
 
     def _check(self, route: Route | None, method: str, headers: Headers) -> None:
@@ -98,7 +98,7 @@ class Gate:
         if method == "POST":
             if not self._status.ready:
                 raise failure("model_loading")
-            if len(self._status.jobs) >= self._max_open:
+            if len(self._status.activity) >= self._max_open:
                 raise failure("queue_full")
             media, _, parameters = headers.get("content-type", "").partition(";")
             if media.strip().lower() != "application/json" or not _is_utf8(parameters):

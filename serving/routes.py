@@ -114,7 +114,7 @@ ROUTES = {
             "/health", "GET", "What is loaded, in bytes, and what the engine is doing.", answers.Health, unready=True
         ),
         Route("/info", "GET", "What answers are made with.", answers.Info),
-        Route("/status", "GET", "What waits, what is under way, and what has ended lately.", answers.Jobs),
+        Route("/status", "GET", "What waits, what is under way, and what has ended lately.", answers.Activity),
         Route("/metrics", "GET", "Figures for Prometheus.", "text/plain"),
         Route("/openapi.json", "GET", "This document.", answers.OpenAPI),
         Route("/schema.json", "GET", "The routes as BentoML's own client reads them.", answers.Anything),

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 from starlette.responses import JSONResponse
 
 from models.failure import Failure
+from serving.activity import Activity
 from serving.caller import Caller
 from serving.errors import failure, respond
-from serving.jobs import Jobs
 
 State = Literal["loading", "ready", "failed"]
 
@@ -33,7 +33,7 @@ class Status:
         self._since = time.monotonic()
         self._detail: Callable[[], dict[str, Any]] = dict
         self._info: Callable[[], dict[str, Any]] = dict
-        self.jobs = Jobs()
+        self.activity = Activity()
         self._queue: Callable[[], dict[str, Any]] = dict
         self._models: Callable[[], list[Served]] = list
         self._alive: Callable[[], bool] = lambda: True
@@ -82,7 +82,7 @@ class Status:
 
     def status(self, caller: Caller) -> JSONResponse:
         """What is under way and what has ended lately, without a word of anyone's text."""
-        body = {"state": self.state, "queue": self._queue(), **self.jobs.tell()}
+        body = {"state": self.state, "queue": self._queue(), **self.activity.tell()}
         return JSONResponse(body, headers={"X-Request-Id": caller.request_id})
 
     def models(self, caller: Caller) -> JSONResponse:

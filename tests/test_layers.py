@@ -77,7 +77,8 @@ FLOORS = {
     "models.runtime": 11,
     "verification": 11,
     "service": 12,
-    "scripts": 12,
+    "deploy": 12,
+    "scripts": 13,
     "benchmarks": 12,
 }
 TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.catalog", "models.machine"]
@@ -87,8 +88,9 @@ TORCH_FREE += ["models.confidence", "models.calibration", "models.evidence", "mo
 TORCH_FREE += ["serving.body", "serving.chat", "serving.completions"]
 TORCH_FREE += ["serving.limits", "serving.arrival", "serving.embeddings", "serving.bertscore"]
 TORCH_FREE += ["models.anatomy.encoder", "models.wheels", "models.errand", "verification.__main__"]
+TORCH_FREE += ["deploy.__main__", "deploy.backend"]
 ROOMS = ["service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py", "benchmarks/**/*.py"]
-ROOMS += ["verification/**/*.py"]
+ROOMS += ["verification/**/*.py", "deploy/**/*.py"]
 FILES = [path for part in ROOMS for path in ROOT.glob(part)]
 
 
@@ -135,8 +137,14 @@ def test_only_settings_reads_the_environment(path: Path) -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     ]
-    # These two hand their own environment to their children.
-    assert not reads or module(path) in ("settings", "scripts.serve", "benchmarks.peers")
+    # These hand their own environment to their children.
+    assert not reads or module(path) in (
+        "settings",
+        "scripts.serve",
+        "benchmarks.peers",
+        "deploy.__main__",
+        "deploy.backend",
+    )
 
 
 def test_heavy_libraries_stay_out_of_the_supervisor() -> None:

@@ -58,7 +58,7 @@ def test_status_shows_the_queue_and_the_jobs() -> None:
     status = Status()
     assert figures(status.status(Caller("id"))) == (200, {"state": "loading", "queue": {}, "active": [], "recent": []})
     status.become_ready(dict, lambda: True, queue=lambda: {"waiting": 3})
-    with status.jobs.under_way(Caller("a-job", "/prompt")):
+    with status.activity.under_way(Caller("a-request", "/prompt")):
         body = figures(status.status(Caller("id")))[1]
     assert (body["state"], body["queue"]) == ("ready", {"waiting": 3})
-    assert [job["request_id"] for job in body["active"]] == ["a-job"]
+    assert [job["request_id"] for job in body["active"]] == ["a-request"]

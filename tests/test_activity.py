@@ -1,4 +1,4 @@
-"""serving/jobs.py: what is under way and how it ended, of the real service and by itself."""
+"""serving/activity.py: what is under way and how it ended, of the real service and by itself."""
 
 import threading
 import time
@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.activity import RECENT, Activity
 from serving.caller import Caller
-from serving.jobs import RECENT, Jobs
 from tests.conftest import Server
 
 CANARY = "CANARY-61"
@@ -25,38 +25,38 @@ class Half:
 
 
 def test_a_job_is_active_until_its_response_has_ended() -> None:
-    jobs, caller = Jobs(), Caller("first", "/prompt")
-    with jobs.under_way(caller):
-        (active,) = jobs.tell()["active"]
+    activity, caller = Activity(), Caller("first", "/prompt")
+    with activity.under_way(caller):
+        (active,) = activity.tell()["active"]
         assert active.keys() == {"request_id", "route", "seconds"}  # nothing has begun, so there is no progress
         caller.hold(Half())
-        assert jobs.tell()["active"][0]["progress"] == 0.5
-        assert (len(jobs), jobs.tell()["recent"]) == (1, [])
-    (ended,) = jobs.tell()["recent"]
+        assert activity.tell()["active"][0]["progress"] == 0.5
+        assert (len(activity), activity.tell()["recent"]) == (1, [])
+    (ended,) = activity.tell()["recent"]
     assert (ended["request_id"], ended["route"], ended["outcome"]) == ("first", "/prompt", "done")
-    assert (len(jobs), jobs.tell()["active"]) == (0, [])
+    assert (len(activity), activity.tell()["active"]) == (0, [])
 
 
 def test_the_outcome_is_the_errors_code() -> None:
-    jobs = Jobs()
+    activity = Activity()
     refused, left, broken = (Caller(name) for name in ("refused", "left", "broken"))
-    with jobs.under_way(refused):
+    with activity.under_way(refused):
         refused.outcome = "queue_full"
-    with jobs.under_way(left):
+    with activity.under_way(left):
         left.outcome = "deadline_exceeded"
         left.leave()
-    with pytest.raises(ZeroDivisionError), jobs.under_way(broken):
+    with pytest.raises(ZeroDivisionError), activity.under_way(broken):
         raise ZeroDivisionError
-    outcomes = [job["outcome"] for job in jobs.tell()["recent"]]
+    outcomes = [each["outcome"] for each in activity.tell()["recent"]]
     assert outcomes == ["internal_error", "client_closed_request", "queue_full"]
 
 
 def test_only_the_latest_are_kept() -> None:
-    jobs = Jobs()
+    activity = Activity()
     for number in range(RECENT + 5):
-        with jobs.under_way(Caller(str(number))):
+        with activity.under_way(Caller(str(number))):
             pass
-    recent = jobs.tell()["recent"]
+    recent = activity.tell()["recent"]
     assert (len(recent), recent[0]["request_id"], recent[-1]["request_id"]) == (RECENT, str(RECENT + 4), "5")
 
 

@@ -11,7 +11,7 @@ from serving.caller import Caller
 RECENT = 100
 
 
-class Jobs:
+class Activity:
     """Kept by the gate, shown by /status."""
 
     def __init__(self) -> None:

@@ -1,0 +1,51 @@
+"""Process 1 of the image: `python -m deploy`. Refuses a dangerous environment, starts the service and its edge.
+
+Ends with 0 when it was told to end and lost nothing, 69 where the service cannot be kept up, 75 where the grace ran
+out with work under way, 78 where the environment is refused.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+
+import settings
+from deploy import front, worker
+from deploy.backend import Backend
+
+CONFIGURATION = 78
+
+# Each makes BentoML start something else or open something more; a reason that an operator can act on.
+REFUSED = {
+    "BENTOML_SERVE_COMPONENT": "BentoML would serve an inner part of a service, unpickling what it is sent",
+    "BENTOML_SERVE_SERVICE_NAME": "BentoML would serve an inner part of a service, unpickling what it is sent",
+    "BENTOML_NO_UDS": "BentoML would talk to itself over open ports",
+    "BENTOML_DEBUG": "BentoML would put what it is sent into its log",
+    "BENTOML_CONFIG": "it can change who may come in, and what is served",
+    "BENTOML_CONFIG_OPTIONS": "it can change who may come in, and what is served",
+}
+
+
+def refuse(environ: Mapping[str, str]) -> None:
+    """Raises SettingError where a variable is set that must not be."""
+    for name, why in REFUSED.items():
+        if environ.get(name):
+            raise settings.SettingError(f"{name} must not be set: {why}")
+
+
+def main() -> int:
+    """The exit status."""
+    settings.harden_process()
+    try:
+        refuse(os.environ)
+        container = settings.read(form=settings.Container)
+        prepare, run = (worker.prepare, worker.run) if container.mode == "queue" else (front.prepare, front.run)
+        prepare(container)
+        backend = Backend()
+    except settings.SettingError as error:
+        print(f"zopilot-gpu: {error}", file=sys.stderr)
+        return CONFIGURATION
+    return run(container, backend)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
