@@ -123,6 +123,7 @@ class Container:
 
     mode: str = _variable("ZOPILOT_MODE", "http", _mode, "`http`: answers on `PORT`; `queue`: takes RunPod's jobs")
     port: int = _variable("PORT", 3000, _whole(1, 65_535), "where it answers")
+    host: str = _variable("ZOPILOT_HOST", "0.0.0.0", _text, "the address of `PORT` and `PORT_HEALTH`")
     health_port: int = _variable(
         "PORT_HEALTH", 0, _whole(0, 65_535), "where it answers `/ping` as well; 0: nowhere else"
     )
@@ -130,6 +131,7 @@ class Container:
         "ZOPILOT_GRACE", 30, _whole(0, 3600), "seconds that requests under way are given when it is told to end"
     )
     keep_hours: int = _variable("ZOPILOT_JOB_HOURS", 24, _whole(1, 720), "how long the answer of a job is kept")
+    jobs: str = _variable("ZOPILOT_JOBS", "", _text, "folder of accepted jobs; empty: `jobs` beside the model store")
     endpoint: str = _variable("RUNPOD_ENDPOINT_ID", "", _text, "set by RunPod on a worker")
     pod: str = _variable("RUNPOD_POD_ID", "", _text, "set by RunPod on a pod and on a worker")
 

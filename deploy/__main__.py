@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 
 import settings
-from deploy import front, worker
+from deploy import http, worker
 from deploy.backend import Backend
 
 CONFIGURATION = 78
@@ -38,7 +38,7 @@ def main() -> int:
     try:
         refuse(os.environ)
         container = settings.read(form=settings.Container)
-        prepare, run = (worker.prepare, worker.run) if container.mode == "queue" else (front.prepare, front.run)
+        prepare, run = (worker.prepare, worker.run) if container.mode == "queue" else (http.prepare, http.run)
         prepare(container)
         backend = Backend()
     except settings.SettingError as error:

@@ -1,14 +1,246 @@
-"""To be built."""
+"""The http edge, an ASGI application around the service: it answers from the first second to the last.
 
+While the service is loading, dead or draining, nobody waits for it: the refusal is typed and at once. What the
+platform would cut becomes a job or a refusal before that.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+from contextlib import suppress
+
+import httpx
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from deploy import limits
 from deploy.backend import Backend
-from settings import Container, SettingError
+from deploy.jobs import Jobs, tell
+from deploy.journal import Job
+from models.failure import Failure
+from serving.caller import Caller
+from serving.errors import OPENAI, describe, failure, respond
+from serving.gate import ClientLeft, Keys, check_media, identify, read, show
+from serving.routes import find
+from settings import Settings
+
+PROBE_SECONDS = 2.0
+SEND_SECONDS = 60.0  # for a reader who takes nothing
+JOB = re.compile(r"/jobs/([0-9a-f]{32})")
+# What belongs to one connection (RFC 9110, 7.6.1), and what is said to us alone.
+ONE_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+SERVERS = ONE_HOP | {"date", "server"}
+OURS = ONE_HOP | {"host", "content-length", "expect", "prefer", "idempotency-key", "x-request-id"}
 
 
-def prepare(container: Container) -> None:
-    """Raises SettingError where this cannot run as it is set up."""
-    raise SettingError("not built yet")
+class Front:
+    """`draining`: nothing new is taken. `under_way`: requests that are not answered to their end."""
+
+    def __init__(
+        self, backend: Backend, client: httpx.AsyncClient, jobs: Jobs, platform: limits.Platform, settings: Settings
+    ) -> None:
+        self.draining = False
+        self.under_way = 0
+        self._backend = backend
+        self._client = client
+        self._jobs = jobs
+        self._platform = platform
+        self._max_body = settings.max_body
+        self._keys = Keys(settings.api_keys)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = Headers(scope=scope)
+        caller = identify(scope, headers)
+        self.under_way += 1
+        try:
+            response = await self._answer(scope, headers, caller, receive, send)
+            if response is not None:
+                await response(scope, receive, send)
+        finally:
+            self.under_way -= 1
+
+    async def ping(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An application of its own for a load balancer: 204 while loading, 200 when ready, else 503."""
+        if scope["type"] == "http":
+            await Response(status_code=self._health() if scope["path"] == "/ping" else 404)(scope, receive, send)
+
+    def _health(self) -> int:
+        if self.draining or self._backend.failed:
+            return 503
+        return 200 if self._backend.ready else 204
+
+    async def _answer(
+        self, scope: Scope, headers: Headers, caller: Caller, receive: Receive, send: Send
+    ) -> Response | None:
+        """A response of our own, or None where the service's has been passed on."""
+        try:
+            if scope["path"] == "/ping":
+                return Response(status_code=self._health())
+            if scope["path"] == "/livez" and not self._backend.ready:
+                alive = not self._backend.failed
+                return JSONResponse({"alive": alive}, 200 if alive else 503, {"X-Request-Id": caller.request_id})
+            if self._backend.failed:
+                raise Failure("model_unavailable", self._backend.failed)
+            if self.draining:
+                raise failure("draining")
+            if found := JOB.fullmatch(scope["path"]):
+                return await self._manage(scope["method"], found[1], headers, caller)
+            if scope["method"] == "POST":
+                return await self._take(scope, headers, caller, receive, send)
+            return await self._pass(scope, headers, caller, b"", receive, send)
+        except ClientLeft:
+            return respond(failure("client_closed_request"), caller)
+        except Failure as refused:
+            return respond(refused, caller)
+
+    async def _manage(self, method: str, identity: str, headers: Headers, caller: Caller) -> Response:
+        """A job, told or cancelled."""
+        if not self._keys.admit(headers):
+            raise failure("unauthorized")
+        if method not in ("GET", "DELETE"):
+            raise failure("method_not_allowed")
+        act = self._jobs.cancel if method == "DELETE" else self._jobs.find
+        return JSONResponse(tell(await act(identity, _owner(headers))), headers={"X-Request-Id": caller.request_id})
+
+    async def _take(
+        self, scope: Scope, headers: Headers, caller: Caller, receive: Receive, send: Send
+    ) -> Response | None:
+        """A body is read only of who may come in."""
+        if not self._keys.admit(headers):
+            raise failure("unauthorized")
+        body = await read(headers, receive, self._max_body)
+        if not _asks_for_a_job(headers):
+            if not self._backend.ready:
+                raise failure("model_loading")
+            return await self._pass(scope, headers, caller, body, receive, send)
+        if not self._platform.sticky:
+            raise Failure("invalid_value", f"Prefer: respond-async: {self._platform.name} forgets which worker has it")
+        route = find(caller.path)
+        if route is None:
+            raise failure("not_found")
+        if route.method != "POST":
+            raise failure("method_not_allowed")
+        check_media(headers)
+        return _accepted(await self._jobs.accept(caller, _owner(headers), _idempotency_key(headers), body), caller)
+
+    async def _pass(
+        self, scope: Scope, headers: Headers, caller: Caller, body: bytes, receive: Receive, send: Send
+    ) -> Response | None:
+        """Ask the service, and pass on what it answers. Who leaves takes the work along."""
+        answer = asyncio.create_task(self._ask(scope, headers, caller, body))
+        left = asyncio.create_task(_leave(receive))
+        adopted = False
+        try:
+            await asyncio.wait({answer, left}, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return await self._relay(answer.result(), caller, left, send)
+            if left.done():
+                raise ClientLeft
+            job = await self._defer(caller, headers, body)
+            self._jobs.adopt(job, answer)
+            adopted = True
+            return _accepted(job, caller)
+        except httpx.TransportError:
+            raise failure("interrupted" if self._backend.ready else "model_loading") from None
+        finally:
+            left.cancel()
+            if not adopted:
+                answer.cancel()
+
+    @property
+    def _patience(self) -> float | None:
+        """Seconds that an answer may take to begin."""
+        if not self._backend.ready:  # it may be able to say that it is loading, and may not yet
+            return PROBE_SECONDS
+        return None if self._platform.begin is None else self._platform.begin - limits.RESERVE_SECONDS
+
+    async def _defer(self, caller: Caller, headers: Headers, body: bytes) -> Job:
+        """A job of what has not begun to be answered in time; not for clients that would take it for a completion."""
+        if not self._backend.ready:
+            raise failure("interrupted" if body else "model_loading")
+        if caller.path.startswith(OPENAI) or not body:
+            raise Failure(
+                "deadline_exceeded",
+                f"{self._platform.name} waits {self._platform.begin:.0f} seconds for an answer to begin, and this one"
+                " has not; stream it, or send Prefer: respond-async",
+            )
+        return await self._jobs.accept(caller, _owner(headers), None, body, running=True)
+
+    async def _ask(self, scope: Scope, headers: Headers, caller: Caller, body: bytes) -> httpx.Response:
+        """The service's response, its body still to be read."""
+        query = scope["query_string"].decode("latin-1")
+        url = self._backend.url + scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+        passed = [(name, value) for name, value in headers.items() if name not in OURS]
+        request = httpx.Request(
+            scope["method"], url, headers=[*passed, ("X-Request-Id", caller.request_id)], content=body
+        )
+        return await self._client.send(request, stream=True)
+
+    async def _relay(
+        self, response: httpx.Response, caller: Caller, left: "asyncio.Task[None]", send: Send
+    ) -> Response | None:
+        """Until its end, or until the client leaves or takes nothing any more."""
+        try:
+            limits.check_answer(self._platform, int(response.headers.get("content-length", "0")))
+            passing = asyncio.create_task(_copy(response, caller, send))
+            left.add_done_callback(lambda _: passing.cancel())
+            with suppress(asyncio.CancelledError, TimeoutError):
+                await passing
+            return None
+        finally:
+            await response.aclose()
 
 
-def run(container: Container, backend: Backend) -> int:
-    """Until it is told to end; the exit status of process 1."""
-    raise NotImplementedError
+async def _leave(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _copy(response: httpx.Response, caller: Caller, send: Send) -> None:
+    """What breaks off ends with a typed event where it is a stream of these, else without its end, as a broken
+    connection."""
+    kept = [(name, value) for name, value in response.headers.raw if name.decode().lower() not in SERVERS]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": kept})
+    try:
+        async for chunk in response.aiter_raw():
+            await _give(send, chunk, more=True)
+    except httpx.TransportError:
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            return
+        error = json.dumps({"error": describe(failure("interrupted"), caller.request_id)})
+        await _give(send, f"data: {error}\n\n".encode(), more=True)
+    await _give(send, b"", more=False)
+
+
+async def _give(send: Send, chunk: bytes, more: bool) -> None:
+    async with asyncio.timeout(SEND_SECONDS):
+        await send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+def _accepted(job: Job, caller: Caller) -> JSONResponse:
+    """Who overlooks the status finds no `success`."""
+    told = tell(job)
+    headers = {"Location": told["location"], "Retry-After": "1", "X-Request-Id": caller.request_id}
+    return JSONResponse({"success": False, **told}, 202, headers)
+
+
+def _asks_for_a_job(headers: Headers) -> bool:
+    """RFC 7240, 4.1."""
+    wishes = ",".join(headers.getlist("prefer")).split(",")
+    return any(wish.partition(";")[0].strip().lower() == "respond-async" for wish in wishes)
+
+
+def _owner(headers: Headers) -> str:
+    """A job is its key's alone; the key itself is not kept."""
+    return hashlib.sha256(show(headers).encode("latin-1")).hexdigest()
+
+
+def _idempotency_key(headers: Headers) -> str | None:
+    key = headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= 255:
+        raise Failure("invalid_value", "Idempotency-Key: from 1 to 255 characters")
+    return key

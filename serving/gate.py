@@ -36,12 +36,14 @@ class Keys:
         """Whether the request shows a known key; every stored digest is compared, in constant time."""
         if not self._digests:
             return True
-        shown = headers.get("x-api-key", "")
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if not shown and scheme.lower() == "bearer":
-            shown = token.strip()
-        digest = hashlib.sha256(shown.encode("latin-1")).digest()
+        digest = hashlib.sha256(show(headers).encode("latin-1")).digest()
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def show(headers: Headers) -> str:
+    """The key that a request shows, if any."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return headers.get("x-api-key", "") or (token.strip() if scheme.lower() == "bearer" else "")
 
 
 class Gate:
@@ -73,8 +75,7 @@ class Gate:
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         headers = Headers(scope=scope)
-        shown = headers.get("x-request-id", "")
-        caller = Caller(shown if REQUEST_ID.fullmatch(shown) else uuid.uuid4().hex, scope["path"])
+        caller = identify(scope, headers)
         route = find(scope["path"])
         try:
             self._check(route, scope["method"], headers)
@@ -100,37 +101,12 @@ class Gate:
                 raise failure("model_loading")
             if len(self._status.activity) >= self._max_open:
                 raise failure("queue_full")
-            media, _, parameters = headers.get("content-type", "").partition(";")
-            if media.strip().lower() != "application/json" or not _is_utf8(parameters):
-                raise failure("unsupported_media_type")
-
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
-        """The whole body, or Failure if it is too large or too slow."""
-        told = headers.get("content-length", "0")
-        if not told.isdigit() or int(told) > self._max_body:
-            raise Failure("request_too_large", f"the body is larger than {self._max_body} bytes")
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                return await self._collect(receive)
-        except TimeoutError:
-            raise failure("request_timeout") from None
-
-    async def _collect(self, receive: Receive) -> bytes:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            body += message.get("body", b"")
-            if len(body) > self._max_body:
-                raise Failure("request_too_large", f"the body is larger than {self._max_body} bytes")
-            if not message.get("more_body", False):
-                return bytes(body)
+            check_media(headers)
 
     async def _pass(self, scope: Scope, headers: Headers, caller: Caller, receive: Receive, send: Send) -> None:
         """Run the application on the whole body while watching for the client to leave; leaving cancels its work."""
         try:
-            body = await self._read(headers, receive)
+            body = await read(headers, receive, self._max_body)
         except Failure as refused:
             return await respond(refused, caller)(scope, receive, send)
         except ClientLeft:
@@ -163,8 +139,39 @@ class Gate:
             await respond(why, caller)(scope, receive, send)
 
 
+def identify(scope: Scope, headers: Headers) -> Caller:
+    """Who asks what, by the id that the request carries or a new one."""
+    shown = headers.get("x-request-id", "")
+    return Caller(shown if REQUEST_ID.fullmatch(shown) else uuid.uuid4().hex, scope["path"])
+
+
 class ClientLeft(Exception):
     """The connection closed before the body was whole."""
+
+
+async def read(headers: Headers, receive: Receive, most: int) -> bytes:
+    """The whole body, of at most that many bytes; raises Failure where it is too large or too slow, or ClientLeft."""
+    told = headers.get("content-length", "0")
+    if not told.isdigit() or int(told) > most:
+        raise Failure("request_too_large", f"the body is larger than {most} bytes")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _collect(receive, most)
+    except TimeoutError:
+        raise failure("request_timeout") from None
+
+
+async def _collect(receive: Receive, most: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body += message.get("body", b"")
+        if len(body) > most:
+            raise Failure("request_too_large", f"the body is larger than {most} bytes")
+        if not message.get("more_body", False):
+            return bytes(body)
 
 
 class Envelope:
@@ -194,6 +201,13 @@ class Envelope:
 
 async def _nothing() -> Message:
     return {"type": "http.disconnect"}
+
+
+def check_media(headers: Headers) -> None:
+    """Raises Failure for a body that is not told to be JSON."""
+    media, _, parameters = headers.get("content-type", "").partition(";")
+    if media.strip().lower() != "application/json" or not _is_utf8(parameters):
+        raise failure("unsupported_media_type")
 
 
 def _is_utf8(parameters: str) -> bool:

@@ -11,7 +11,7 @@ from serving.caller import Caller
 from serving.errors import KINDS, OPERATOR_CODES, failure, respond
 from tests.conftest import ROOT
 
-SOURCES = [ROOT / "service.py", *(p for part in ("serving", "models") for p in (ROOT / part).rglob("*.py"))]
+SOURCES = [ROOT / "service.py", *(p for part in ("serving", "models", "deploy") for p in (ROOT / part).rglob("*.py"))]
 
 
 def codes_raised(path: Path) -> set[str]:
@@ -45,7 +45,15 @@ def test_a_measured_retry_after_goes_before_the_default_and_is_rounded_up() -> N
 def test_permanent_faults_are_not_offered_again() -> None:
     # Clients retry 429 and 5xx by themselves; only these may ask for it.
     retried = {code for code, kind in KINDS.items() if kind.retry_after is not None}
-    assert retried == {"request_timeout", "queue_full", "model_loading", "busy", "draining"}
+    assert retried == {
+        "request_timeout",
+        "queue_full",
+        "model_loading",
+        "busy",
+        "draining",
+        "interrupted",
+        "job_unrecorded",
+    }
 
 
 def test_401_names_the_scheme() -> None:

@@ -84,7 +84,9 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 def test_the_tree_names_every_module_and_nothing_else() -> None:
     (tree,) = blocks("text")
-    modules = {path.name for part in ("serving", "models") for path in (ROOT / part).rglob("*.py")} - {"__init__.py"}
+    modules = {path.name for part in ("serving", "models", "deploy") for path in (ROOT / part).rglob("*.py")} - {
+        "__init__.py"
+    }
     listed = set(re.findall(r"\w+\.py", tree))
     assert all(list(ROOT.rglob(name)) for name in listed)
     for room, following in (("anatomy", "checkup.py"), ("engine", "schema/"), ("schema", "template.py")):

@@ -1,0 +1,151 @@
+"""Accepted jobs on disk, in SQLite: what is accepted survives the process, and gets exactly one final state.
+
+One process has the file for itself. No write-ahead log: on a network volume that is not safe.
+"""
+
+import sqlite3
+import time
+import uuid
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, Self
+
+import aiosqlite
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+TABLE = """
+create table if not exists jobs (
+    id text primary key, owner text not null, idempotency_key text, digest text not null, request_id text not null,
+    route text not null, body blob, state text not null, attempts integer not null, created real not null,
+    due real not null, ended real, status integer, answer blob, unique (owner, idempotency_key)
+)
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row. `owner` and `digest` are digests: of the key shown, of route and body. Times in Unix seconds; not before
+    `due` is it tried (again). `body` is dropped with the final state, which has `status` and `answer`."""
+
+    id: str
+    owner: str
+    idempotency_key: str | None
+    digest: str
+    request_id: str
+    route: str
+    body: bytes | None
+    state: State
+    attempts: int
+    created: float
+    due: float
+    ended: float | None = None
+    status: int | None = None
+    answer: bytes | None = None
+
+
+COLUMNS = ", ".join(each.name for each in fields(Job))
+PLACES = ", ".join(f":{each.name}" for each in fields(Job))
+
+
+class Journal:
+    """Every method is one transaction, durable when it returns."""
+
+    def __init__(self, database: aiosqlite.Connection) -> None:
+        self._database = database
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Raises OSError or sqlite3.Error where it cannot be had, or another process has it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = await aiosqlite.connect(path, isolation_level=None, timeout=2)
+        try:
+            for pragma in ("locking_mode=exclusive", "journal_mode=delete", "synchronous=full", "secure_delete=on"):
+                await database.execute(f"pragma {pragma}")
+            await database.execute("begin exclusive")  # the lock is taken here, and kept
+            await database.execute(TABLE)
+            await database.execute("commit")
+        except sqlite3.Error:
+            await database.close()
+            raise
+        return cls(database)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def accept(self, job: Job) -> Job:
+        """The job as it is recorded: this one, or that of its owner which has its idempotency key already."""
+        await self._database.execute(f"insert or ignore into jobs ({COLUMNS}) values ({PLACES})", vars(job))
+        if job.idempotency_key is None:
+            return job
+        known = await self._one("owner = ? and idempotency_key = ?", job.owner, job.idempotency_key)
+        return known or job
+
+    async def find(self, identity: str, owner: str) -> Job | None:
+        """The job, if it is this owner's."""
+        return await self._one("id = ? and owner = ?", identity, owner)
+
+    async def claim(self) -> Job | None:
+        """The oldest that is due, now running."""
+        due = "select id from jobs where state = 'queued' and due <= ? order by created limit 1"
+        return await self._change(
+            f"update jobs set state = 'running', attempts = attempts + 1 where id = ({due})", time.time()
+        )
+
+    async def put_back(self, identity: str, seconds: float, tried: bool = True) -> bool:
+        """Queue a running one again, in `seconds`; what was not its fault is not counted as tried."""
+        changed = await self._change(
+            "update jobs set state = 'queued', due = ?, attempts = attempts - ? where id = ? and state = 'running'",
+            time.time() + seconds,
+            0 if tried else 1,
+            identity,
+        )
+        return changed is not None
+
+    async def finish(self, identity: str, state: State, status: int, answer: bytes) -> Job | None:
+        """Give it its final state; None if it has one."""
+        return await self._change(
+            "update jobs set state = ?, status = ?, answer = ?, ended = ?, body = null"
+            " where id = ? and state in ('queued', 'running')",
+            state,
+            status,
+            answer,
+            time.time(),
+            identity,
+        )
+
+    async def abandoned(self) -> list[Job]:
+        """Those that a process which is no more was running."""
+        return await self._all("state = 'running'")
+
+    async def waiting(self) -> tuple[int, int]:
+        """How many have no final state, and the bytes of their bodies."""
+        async with self._database.execute(
+            "select count(*), coalesce(sum(length(body)), 0) from jobs where state in ('queued', 'running')"
+        ) as rows:
+            row = await rows.fetchone()
+        return (row[0], row[1]) if row else (0, 0)
+
+    async def forget(self, seconds: float) -> None:
+        """Drop what has ended that long ago."""
+        await self._database.execute("delete from jobs where ended < ?", (time.time() - seconds,))
+
+    async def _all(self, where: str, *values: object) -> list[Job]:
+        async with self._database.execute(f"select {COLUMNS} from jobs where {where}", values) as rows:
+            return [Job(*row) for row in await rows.fetchall()]
+
+    async def _one(self, where: str, *values: object) -> Job | None:
+        return next(iter(await self._all(where, *values)), None)
+
+    async def _change(self, statement: str, *values: object) -> Job | None:
+        async with self._database.execute(f"{statement} returning {COLUMNS}", values) as rows:
+            changed = [Job(*row) for row in await rows.fetchall()]  # to the end: only then is it durable
+            return next(iter(changed), None)
+
+
+def make(owner: str, key: str | None, digest: str, request_id: str, route: str, body: bytes, running: bool) -> Job:
+    """A new job; one that is `running` already is on its first attempt."""
+    now = time.time()
+    state: State = "running" if running else "queued"
+    return Job(uuid.uuid4().hex, owner, key, digest, request_id, route, body, state, int(running), now, now)
