@@ -4,6 +4,7 @@ A value that cannot be used stops the process at its start and says which variab
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -178,6 +179,8 @@ def harden_process() -> None:
     some 300 MB that grow for as long as steps of new lengths come. A quarter is enough.
     Offline: with AVX512-BF16 importing bitsandbytes would otherwise ask the hub for a kernel.
     """
+    # uvicorn takes both wherever they are found: httptools has no bound on headers, and one event loop is enough.
+    sys.modules.update({"httptools": None, "uvloop": None})  # type: ignore[dict-item]
     os.environ.setdefault("BENTOML_CONTAINERIZED", "true")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Mapping
 
 import settings
-from deploy import http, worker
-from deploy.backend import Backend
 
 CONFIGURATION = 78
 
@@ -38,6 +36,10 @@ def main() -> int:
     try:
         refuse(os.environ)
         container = settings.read(form=settings.Container)
+        # Only now: BentoML reads its variables when it is imported.
+        from deploy import http, worker
+        from deploy.backend import Backend
+
         prepare, run = (worker.prepare, worker.run) if container.mode == "queue" else (http.prepare, http.run)
         prepare(container)
         backend = Backend()

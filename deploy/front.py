@@ -172,11 +172,14 @@ class Front:
 
     async def _ask(self, scope: Scope, headers: Headers, caller: Caller, body: bytes) -> httpx.Response:
         """The service's response, its body still to be read."""
-        query = scope["query_string"].decode("latin-1")
-        url = self._backend.url + scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+        query = b"?" + scope["query_string"] if scope["query_string"] else b""
         passed = [(name, value) for name, value in headers.items() if name not in OURS]
         request = httpx.Request(
-            scope["method"], url, headers=[*passed, ("X-Request-Id", caller.request_id)], content=body
+            scope["method"],
+            self._backend.url,
+            headers=[*passed, ("X-Request-Id", caller.request_id)],
+            content=body,
+            extensions={"target": scope["raw_path"] + query},  # as it came, dots and all
         )
         return await self._client.send(request, stream=True)
 

@@ -24,6 +24,7 @@ UNAVAILABLE = 69
 CUT = 75
 WATCH_SECONDS = 0.25
 TELL_SECONDS = 2.0  # for those who wait to be told why
+END_SECONDS = 5.0  # for a service of which nothing is wanted any more
 BACKLOG = 2048
 
 
@@ -103,8 +104,8 @@ async def _drain(grace: float, front: Front, jobs: Jobs, backend: Backend) -> bo
         await asyncio.sleep(0.05)
     await ended
     whole = not front.under_way
-    # Nothing is left that it could lose: a moment is enough.
-    return await asyncio.to_thread(backend.stop, max(over - loop.time(), 5.0)) and whole
+    await asyncio.to_thread(backend.stop, END_SECONDS)
+    return whole
 
 
 def _journal_path(container: Container) -> Path:
