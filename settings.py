@@ -132,6 +132,7 @@ class Container:
     keep_hours: int = _variable("ZOPILOT_JOB_HOURS", 24, _whole(1, 720), "how long the answer of a job is kept")
     endpoint: str = _variable("RUNPOD_ENDPOINT_ID", "", _text, "set by RunPod on a worker")
     pod: str = _variable("RUNPOD_POD_ID", "", _text, "set by RunPod on a pod and on a worker")
+    take_url: str = _variable("RUNPOD_WEBHOOK_GET_JOB", "", _text, "set by RunPod on a worker that takes jobs")
 
 
 Form = TypeVar("Form", Settings, Container)
