@@ -30,7 +30,7 @@ DEEP = 12_000  # a job that Python could not read would be lost with all that ca
 Job = dict[str, Any]
 
 
-class Scaler(rp_scale.JobScaler):
+class Scaler(rp_scale.JobScaler):  # type: ignore[misc] # it has no types
     """Ends on a signal, and when it `must_end`; `late`: whether jobs were under way as the `grace` ran out."""
 
     def __init__(self, config: dict[str, Any], asker: Asker, grace: float, must_end: Callable[[], bool]) -> None:

@@ -56,7 +56,7 @@ def _work(container: Container, backend: Backend, told: threading.Event) -> int:
     config = {"concurrency_modifier": lambda current: room}
     scaler = Scaler(config, asker, container.grace, lambda: told.is_set() or bool(backend.failed))
     rp_scale.JobScaler = lambda _: scaler
-    # The SDK reads the command line. What it says below INFO has the text of jobs in it; and it has httpx say addresses.
+    # The SDK reads the command line. What it says below INFO has the text of jobs in it. And it makes httpx speak.
     sys.argv[1:] = ["--rp_log_level", "INFO"]
     logging.getLogger("httpx").setLevel(logging.WARNING)
     print(f"zopilot-gpu: takes up to {room} jobs at once", flush=True)

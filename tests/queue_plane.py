@@ -131,7 +131,7 @@ class Plane:
         return web.json_response(taken if batch else taken[0])
 
     def _hand_out(self, worker: str, wanted: int) -> list[dict[str, Any]]:
-        taken = []
+        taken: list[dict[str, Any]] = []
         while self._waiting and len(taken) < wanted:
             job = self.jobs[self._waiting.popleft()]
             if job.status == "IN_QUEUE":

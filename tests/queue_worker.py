@@ -1,5 +1,6 @@
 """The image's process 1 as a worker of the queue in queue_plane.py: started, killed and looked into as RunPod would."""
 
+import json
 import os
 import re
 import signal
@@ -125,6 +126,4 @@ JSON = {"content-type": "application/json"}
 
 def dumps(value: Any) -> bytes:
     """With what JSON does not have, for a client may send it."""
-    import json
-
     return json.dumps(value).encode()

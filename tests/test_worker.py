@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import socket
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,6 @@ QUESTIONS = {
     "input": "TOTAL 6.40",
     "questions": [{"type": "predicate", "instructions": "It is a receipt.", "name": "receipt"}],
 }
-DEEP: Any = []
-for _ in range(3000):
-    DEEP = [DEEP]
 
 
 def openai(route: str, given: Any) -> dict[str, Any]:
@@ -56,8 +53,8 @@ def both_home(tiny_home: Path, encoder_home: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def worker(plane: Plane, both_home: Path) -> Iterator[Worker]:
-    limits = {"GPU_MAX_BATCH_SIZE": "10000", "ZOPILOT_MAX_BODY": "200000"}
-    with work(plane, both_home, both_home / "log", "worker-1", **limits) as worker:
+    log = both_home / "log"
+    with work(plane, both_home, log, "worker-1", GPU_MAX_BATCH_SIZE="10000", ZOPILOT_MAX_BODY="200000") as worker:
         yield worker
 
 
@@ -179,7 +176,6 @@ def test_a_stream_is_told_as_it_comes_and_whole_at_the_end(given: Any, plane: Pl
         pytest.param({**LABELS, "seed": float("nan")}, "invalid_json", "JSON", id="not a number"),
         pytest.param({**LABELS, "seed": float("inf")}, "invalid_json", "JSON", id="infinity"),
         pytest.param({"prompt": "\ud800"}, "invalid_text", "surrogate", id="half a character"),
-        pytest.param({"prompt": DEEP}, "invalid_json", "", id="as deep as a well"),
         pytest.param({"prompt": "x" * 300_000}, "request_too_large", "200000 bytes", id="too large a body"),
         pytest.param(
             {"prompt": "x", "format": "text", "max_new_tokens": 20}, "answer_truncated", "", id="a cut answer"
@@ -199,6 +195,22 @@ def test_a_bad_job_fails_with_its_reason(given: Any, code: str, says: str, plane
     assert says in told["error"]
     assert told["retryable"] is False
     assert ask(plane, LABELS).status == "COMPLETED"
+
+
+def test_a_job_that_pythons_parser_would_give_up_is_answered(plane: Plane, worker: Worker) -> None:
+    """And so are those that came with it."""
+    deep: Any = "x"
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        for _ in range(5000):
+            deep = [deep]
+        jobs = [submit(plane, given) for given in (LABELS, {"prompt": deep}, LABELS)]
+        wait(lambda: all(job.status in FINAL for job in jobs))
+    finally:
+        sys.setrecursionlimit(before)
+    assert [job.status for job in jobs] == ["COMPLETED", "FAILED", "COMPLETED"]
+    assert error(jobs[1])["error_type"] == "invalid_json"
 
 
 @pytest.mark.parametrize("times", [2, 3])
@@ -276,4 +288,3 @@ def test_a_job_outlives_the_service_that_began_it(plane: Plane, worker: Worker) 
     wait(lambda: job.status in FINAL and late.status in FINAL, 60)
     assert (job.status, late.status) == ("COMPLETED", "COMPLETED"), (job.error, late.error)
     assert job.taken == 1
-    time.sleep(0)
