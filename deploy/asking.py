@@ -66,8 +66,10 @@ class Asker:
             await self.wait(end - time.monotonic())
             try:
                 return await self._once(request, name, tell, said)
-            except (httpx.ConnectError, httpx.ConnectTimeout):
-                pause = TICK_SECONDS  # it has just died, and is not yet known to have
+            except (httpx.ConnectError, httpx.ConnectTimeout):  # it has just died, and is not yet known to have
+                if time.monotonic() > end:
+                    raise failure("model_loading") from None
+                pause = TICK_SECONDS
             except httpx.TimeoutException:
                 raise failure("deadline_exceeded") from None
             except httpx.TransportError:
