@@ -135,6 +135,7 @@ class Container:
     jobs: str = _variable("ZOPILOT_JOBS", "", _text, "folder of accepted jobs; empty: `jobs` beside the model store")
     endpoint: str = _variable("RUNPOD_ENDPOINT_ID", "", _text, "set by RunPod on a worker")
     pod: str = _variable("RUNPOD_POD_ID", "", _text, "set by RunPod on a pod and on a worker")
+    take_url: str = _variable("RUNPOD_WEBHOOK_GET_JOB", "", _text, "set by RunPod on a worker that takes jobs")
 
 
 Form = TypeVar("Form", Settings, Container)

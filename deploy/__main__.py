@@ -18,6 +18,7 @@ REFUSED = {
     "BENTOML_SERVE_SERVICE_NAME": "BentoML would serve an inner part of a service, unpickling what it is sent",
     "BENTOML_NO_UDS": "BentoML would talk to itself over open ports",
     "BENTOML_DEBUG": "BentoML would put what it is sent into its log",
+    "RUNPOD_REALTIME_PORT": "RunPod's SDK would answer whoever asks at that port, and take no jobs",
     "BENTOML_CONFIG": "it can change who may come in, and what is served",
     "BENTOML_CONFIG_OPTIONS": "it can change who may come in, and what is served",
 }

@@ -3,6 +3,7 @@
 A thread of its own watches it, so that whoever owns it may run any event loop. Knows no platform.
 """
 
+import http.client
 import os
 import secrets
 import signal
@@ -11,8 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -23,6 +22,7 @@ import settings
 LOOPBACK = "127.0.0.1"
 WATCH_SECONDS = 0.25
 PROBE_SECONDS = 2.0
+KILL_SECONDS = 5.0  # until what is killed has gone
 DEATHS = 3  # within DEATHS_SECONDS: a crash loop
 DEATHS_SECONDS = 600.0
 
@@ -48,6 +48,8 @@ class Backend:
         self._ending = threading.Event()
         self._changed = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
+        self._supervisor: psutil.Process | None = None
+        self._worker: psutil.Process | None = None
         self._thread = threading.Thread(target=self._keep, name="backend", daemon=True)
 
     @property
@@ -72,10 +74,10 @@ class Backend:
             self.ready = False
             self._changed.notify_all()
         process = self._process
-        if process is None or process.poll() is not None:
+        if process is None:
             return True
-        process.send_signal(signal.SIGTERM)
         try:
+            process.send_signal(signal.SIGTERM)  # which one that has ended is spared
             process.wait(grace)
             return True
         except subprocess.TimeoutExpired:
@@ -104,17 +106,17 @@ class Backend:
             if self._ending.is_set():
                 return False
             self.starts += 1
-            # A session of its own: a signal from a terminal is for us, and what it leaves behind can be killed.
+            # A session of its own: a signal from a terminal is for us.
             self._process = subprocess.Popen(self._command, env=self._environ, start_new_session=True)
+            self._supervisor, self._worker = psutil.Process(self._process.pid), None
         served = False
-        worker: psutil.Process | None = None
         while self._process.poll() is None:
             if not self.ready and not self._ending.is_set() and self._probe():
                 served = True
                 self._turn(ready=True)
             # BentoML's supervisor sees only after some 10 seconds that its worker has died.
-            worker = worker or _find_worker(self._process.pid)
-            if worker and not _runs(worker) and not self._ending.is_set():
+            self._worker = self._worker or _find_worker(self._supervisor)
+            if self._worker and not _runs(self._worker) and not self._ending.is_set():
                 break
             time.sleep(WATCH_SECONDS)
         self._turn(ready=False)
@@ -123,11 +125,14 @@ class Backend:
         return served
 
     def _probe(self) -> bool:
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=PROBE_SECONDS)  # which knows no proxies
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=PROBE_SECONDS):
-                return True
-        except (urllib.error.URLError, OSError):
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (http.client.HTTPException, OSError):
             return False
+        finally:
+            connection.close()
 
     def _turn(self, ready: bool) -> None:
         with self._changed:
@@ -140,12 +145,16 @@ class Backend:
             self._changed.notify_all()
 
     def _kill(self) -> None:
-        """All of its session: a worker outlives a killed supervisor, and its card's memory with it."""
+        """With its worker, which has a session of its own: it would live on, and keep the card's memory."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        family = [each for first in (self._supervisor, self._worker) for each in _list_family(first)]
+        self._process.kill()
         self._process.wait()
+        for each in family:
+            with suppress(psutil.Error):
+                each.kill()
+        psutil.wait_procs(family, KILL_SECONDS)
 
 
 def _free_port() -> int:
@@ -155,14 +164,20 @@ def _free_port() -> int:
         return port
 
 
-def _find_worker(supervisor: int) -> psutil.Process | None:
-    """The process that has the model: the supervisor's child that serves."""
+def _list_family(first: psutil.Process | None) -> list[psutil.Process]:
+    """It, and all that it has begun; nothing if it has ended, even if another has its number."""
     try:
-        for child in psutil.Process(supervisor).children(recursive=True):
+        return [first, *first.children(recursive=True)] if first else []
+    except psutil.Error:
+        return []
+
+
+def _find_worker(supervisor: psutil.Process) -> psutil.Process | None:
+    """The process that has the model: the supervisor's child that serves."""
+    for child in _list_family(supervisor)[1:]:
+        with suppress(psutil.Error):
             if any("_bentoml_impl.worker.service" in part for part in child.cmdline()):
                 return child
-    except psutil.Error:
-        pass
     return None
 
 

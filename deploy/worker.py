@@ -1,14 +1,74 @@
-"""To be built."""
+"""Process 1 as a worker of a RunPod queue: jobs are taken while the service is ready, and all of them are answered."""
 
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import settings
+from deploy.asking import Asker
 from deploy.backend import Backend
 from settings import Container, SettingError
+
+DRAINED, CRASHED, CUT = 0, 69, 75
+STOP_SECONDS = 5.0  # for a service that has nothing to do
+TOKENS_OF_A_JOB = 2048  # so many jobs are taken at once as fit the engine with this
+MOST = 64
 
 
 def prepare(container: Container) -> None:
     """Raises SettingError where this cannot run as it is set up."""
-    raise SettingError("not built yet")
+    if not container.take_url or not container.pod:
+        raise SettingError("ZOPILOT_MODE=queue is for a worker of a RunPod queue endpoint, and this is none")
 
 
 def run(container: Container, backend: Backend) -> int:
     """Until it is told to end; the exit status of process 1."""
-    raise NotImplementedError
+    told = threading.Event()
+    here = os.getpid()
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != here:  # the process that pings for the SDK: it is ended by a signal, and not asked
+            os._exit(0)
+        told.set()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, tell)
+    backend.start()
+    while not backend.wait(0.5) and not backend.failed and not told.is_set():
+        pass
+    if not backend.ready:
+        backend.stop(STOP_SECONDS)
+        return _report(backend, late=False)
+    return _work(container, backend, told)
+
+
+def _work(container: Container, backend: Backend, told: threading.Event) -> int:
+    import runpod  # 2 s, and none of it is needed elsewhere
+    from runpod.serverless.modules import rp_scale
+
+    from deploy.scaler import Scaler
+
+    asker = Asker(backend, settings.read().deadline_ms / 1000)
+    room = max(1, min(MOST, asker.room() // TOKENS_OF_A_JOB))
+    config = {"concurrency_modifier": lambda current: room}
+    scaler = Scaler(config, asker, container.grace, lambda: told.is_set() or bool(backend.failed))
+    rp_scale.JobScaler = lambda _: scaler
+    # The SDK reads the command line. What it says below INFO has the text of jobs in it. And it makes httpx speak.
+    sys.argv[1:] = ["--rp_log_level", "INFO"]
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    print(f"zopilot-gpu: takes up to {room} jobs at once", flush=True)
+    try:
+        runpod.serverless.start(config)
+    finally:
+        stopped = backend.stop(STOP_SECONDS)
+    return _report(backend, scaler.late or not stopped)
+
+
+def _report(backend: Backend, late: bool) -> int:
+    if backend.failed:
+        print(f"zopilot-gpu: {backend.failed}", file=sys.stderr, flush=True)
+        return CRASHED
+    return CUT if late else DRAINED
