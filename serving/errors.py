@@ -66,7 +66,7 @@ KINDS: dict[str, Kind] = {
 # Of an import or a start: shown to the operator, never answered over HTTP.
 OPERATOR_CODES = frozenset(
     {"import_failed", "machine_unfit", "memory_too_small", "model_broken", "model_not_imported", "model_unsupported"}
-    | {"source_invalid", "source_unavailable"}
+    | {"source_invalid", "source_unavailable", "upload_failed"}
 )
 
 
