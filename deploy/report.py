@@ -24,6 +24,7 @@ def tell_needs(order: Order, cards: Mapping[str, int]) -> Iterator[str]:
 
 def tell_offers(pods: Sequence[Offer], flex: Sequence[Offer], rate: float | None) -> Iterator[str]:
     """Each card that holds the model, as a pod and serverless; `rate` in documents a second, None: not measured."""
+    yield f"documents a second: {f'{rate:g}' if rate else f'1, {UNMEASURED}'}"
     workers = {offer.gpu.id: offer for offer in flex}
     for pod in pods:
         yield f"{pod.gpu.id}: {pod.tokens:,} tokens of KV cache, {pod.rooms} documents at once"
@@ -43,13 +44,13 @@ def tell_running(order: Order, running: Running, rate: float | None) -> Iterator
         told = f"{order.start.low:.0f} to {order.start.high:.0f} seconds of cold start"
         yield f"no worker is up, and none is paid for; the first job waits for one: {told}"
     if running.price:
-        yield f"${running.price:.2f} an hour each, {_thousand(running.price, rate)}"
+        told = f"at {rate:g} documents a second" if rate else f"at 1 document a second, {UNMEASURED}"
+        yield f"${running.price:.2f} an hour each, {_thousand(running.price, rate)} {told}"
     yield f"it goes on until: {removal(order.name, order.mode)}"
 
 
 def _thousand(price: float, rate: float | None) -> str:
-    told = f"${cost.per_thousand(price, rate or 1):.3f} per 1,000 documents"
-    return f"{told} at {rate:g} a second" if rate else f"{told} at 1 a second ({UNMEASURED})"
+    return f"${cost.per_thousand(price, rate or 1):.3f} per 1,000 documents"
 
 
 def _stock(offer: Offer) -> str:

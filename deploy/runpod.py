@@ -57,23 +57,24 @@ REGISTRIES = Kind("/v2/registries", "registries", Registry, "registry credential
 
 
 class Client:
-    """`say` is told what is waited for; `sleep` and `transport` are a test's to replace."""
+    """`say` is told every step, and what is waited for; `transport` is in place of the network."""
 
     def __init__(
         self,
         key: str,
         url: str = URL,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         headers = {"Authorization": f"Bearer {key}"}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT, transport=transport)
-        self.sleep = sleep
         self.say = say
 
     def close(self) -> None:
         self._http.close()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def fetch(self, kind: Kind[Thing]) -> list[Thing]:
         """All of the account's."""
