@@ -29,6 +29,8 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
             sub.add_argument("--mode", choices=MODES, required=name in ("up", "logs"), default=default)
         if name in ("plan", "volume", "up"):
             _add_model(sub)
+        if name == "upload":
+            sub.add_argument("--model", choices=list(catalog.ROWS), default=catalog.MIXTRAL.name)
         if name in ("volume", "up"):
             sub.add_argument("--dry-run", action="store_true", help="print the requests as JSON lines and send none")
         if name in ("plan", "up"):

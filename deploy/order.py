@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from deploy import cost
+import settings
+from deploy import cost, limits
 from deploy.bodies import (
     EndpointBody,
     EndpointGpu,
@@ -27,16 +28,19 @@ from models import plan
 from models.catalog import Model
 
 Mode = Literal["queue", "pod", "lb"]
+# A registry's host and port, a path, and a version other than latest, a digest, or both.
+IMAGE = re.compile(
+    r"([\w.-]+(:\d+)?/)?[\w.-]+(/[\w.-]+)*(:(?!latest$)[\w.-]+|(:[\w.-]+)?@sha256:[0-9a-f]{64})", re.ASCII
+)
 VOLUME_PATH = "/runpod-volume"
 PORT, HEALTH_PORT = 3000, 3001
 MARK = "ZOPILOT_DEPLOYMENT"  # in the environment of what was made here, with the deployment's name
 SECRETS = ("ZOPILOT_GPU_API_KEY",)
-# RunPod's limits in seconds (docs.runpod.io, serverless): a worker that is not ready by then counts as unhealthy unless
-# RUNPOD_INIT_TIMEOUT says otherwise; a load balancer waits so long for one, and so long for its answer.
+PLATFORMS = {"queue": limits.QUEUE, "pod": limits.POD, "lb": limits.BALANCER}
+# A worker that is not ready by then counts as unhealthy, unless RUNPOD_INIT_TIMEOUT says otherwise (docs.runpod.io,
+# serverless).
 INIT_SECONDS = 420
-BALANCER_WAIT = 120
-BALANCER_ANSWER = 330
-QUEUE_JOB = 900
+JOB_SECONDS = {"queue": 900, "lb": int(limits.BALANCER.whole or 0)}
 
 
 class Refused(Exception):
@@ -84,23 +88,23 @@ class Order:
         return cost.cold_start(0 if self.baked else self.weights)
 
     def check(self) -> None:
-        """Raises Refused."""
+        """Raises Refused, and SettingError for what the container would refuse at its start."""
         if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){0,39}", self.name):
             raise Refused(f"--name {self.name!r}: 1 to 40 small letters, digits and single hyphens")
-        if not re.fullmatch(r"[^\s@]+(:(?!latest$)[\w.-]+|(:[\w.-]+)?@sha256:[0-9a-f]{64})", self.image):
+        if not IMAGE.fullmatch(self.image):
             raise Refused(
                 f"--image {self.image!r}: name a version or a digest; :latest and none are not the same twice"
             )
         if taken := set(self.env) & set(self._environment):
             raise Refused(f"--env {', '.join(sorted(taken))}: set by this command already")
-        if self.mode == "pod" and not self.key:
-            raise Refused("ZOPILOT_GPU_API_KEY is not set: a pod's address is public, and anybody could use it")
+        limits.check(PLATFORMS[self.mode], settings.read(self.environment))
         if self.serverless and not 0 <= self.workers[0] <= max(self.workers[1], 1):
             raise Refused(f"workers: at least {self.workers[0]}, at most {self.workers[1]} cannot be")
-        if self.mode == "lb" and not self.workers[0] and self.start.high > BALANCER_WAIT:
+        if self.mode == "lb" and not self.workers[0] and self.start.high > limits.WORKER_SECONDS:
             raise Refused(
-                f"--workers-min 0: RunPod's balancer waits {BALANCER_WAIT} seconds for a worker, and a cold start "
-                f"takes {self.start.low:.0f} to {self.start.high:.0f}: keep one (--workers-min 1), or take --mode queue"
+                f"--workers-min 0: RunPod's balancer waits {limits.WORKER_SECONDS:.0f} seconds for a worker, "
+                f"and a cold start takes {self.start.low:.0f} to {self.start.high:.0f}: keep one (--workers-min 1), "
+                "or take --mode queue"
             )
 
     @property
@@ -175,7 +179,7 @@ class Order:
             workers=Workers(min=least, max=max(least, most), idle_timeout=self.idle_seconds),
             scaling=RequestCount(request_count=offer.rooms) if balanced else QueueDelay(queue_delay=4),
             network_volumes=list(volumes),
-            timeout=1000 * (BALANCER_ANSWER if balanced else QUEUE_JOB),
+            timeout=1000 * JOB_SECONDS[self.mode],
             flashboot="OFF" if balanced else "FLASHBOOT",
         )
 

@@ -19,7 +19,8 @@ MOMENT = "2026-01-01T00:00:00Z"
 class Rehearsal(httpx.BaseTransport):
     """In place of the network."""
 
-    def __init__(self) -> None:
+    def __init__(self, center: str) -> None:
+        self._center = center or CENTER
         self._made: dict[str, dict[str, Any]] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -41,9 +42,9 @@ class Rehearsal(httpx.BaseTransport):
         if path in lists:
             return {lists[path]: []}
         if path == "/v2/catalog/gpus":
-            return {"gpus": [_gpu(type) for types in TYPES.values() for type in types]}
+            return {"gpus": [_gpu(type, self._center) for types in TYPES.values() for type in types]}
         if path == "/v2/catalog/datacenters":
-            return {"dataCenters": [{"id": CENTER, "networkVolumeTypes": ["STANDARD"]}]}
+            return {"dataCenters": [{"id": self._center, "networkVolumeTypes": ["STANDARD"]}]}
         if path.endswith("/workers"):
             return {"workers": [], "summary": dict.fromkeys(_STATES, 1)}
         return self._made.get("/v2/pods", {})
@@ -59,7 +60,7 @@ _MADE = {
 }
 
 
-def _gpu(type: str) -> dict[str, Any]:
+def _gpu(type: str, center: str) -> dict[str, Any]:
     return {
         "id": type,
         "name": type,
@@ -67,7 +68,7 @@ def _gpu(type: str) -> dict[str, Any]:
         "memory": 0,
         "price": {"secure": 0, "community": 0, "serverless": 0},
         "availability": "HIGH",
-        "dataCenters": [{"id": CENTER, "availability": "HIGH"}],
+        "dataCenters": [{"id": center, "availability": "HIGH"}],
     }
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from deploy import cost
+from deploy import cost, limits
 from deploy.cards import Offer
-from deploy.order import BALANCER_WAIT, Order
+from deploy.order import Order
 from deploy.rollout import Running
 from deploy.standing import removal
 
@@ -16,9 +16,8 @@ def tell_needs(order: Order, cards: Mapping[str, int]) -> Iterator[str]:
     size, start = order.volume_body("?").size, order.start
     yield f"{order.row.name}: {order.weights:,} bytes of weights; held by {', '.join(cards)}"
     yield f"network volume: {size} GB, ${cost.volume_month(size):.2f} a month, used or not"
-    late = (
-        f"; RunPod's balancer waits {BALANCER_WAIT}, so --mode lb keeps a worker" if start.high > BALANCER_WAIT else ""
-    )
+    most = limits.WORKER_SECONDS
+    late = f"; RunPod's balancer waits {most:.0f}, so --mode lb keeps a worker" if start.high > most else ""
     yield f"cold start: {start.low:.0f} to {start.high:.0f} seconds{late}"
 
 

@@ -1,11 +1,13 @@
 """What stands at RunPod of a deployment, by its name and its mark: nothing else is ever touched, or paid for unsaid."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from deploy import cost
 from deploy.bodies import Endpoint, Pod, Registry, Volume
 from deploy.order import MARK, Order, Refused, registry_name, volume_name
+from deploy.problem import ApiError
 from deploy.runpod import ENDPOINTS, PODS, REGISTRIES, VOLUMES, Client, bare
 
 MODES = ("queue", "pod", "lb")
@@ -110,6 +112,24 @@ def down(client: Client, name: str, modes: Sequence[str], volume: bool) -> Stand
         client.delete(VOLUMES, kept.id)
         client.say(f"removed {kept.name} ({kept.id}) and the weights on it")
     return survey(client, name)
+
+
+@contextmanager
+def told(client: Client, name: str) -> Iterator[None]:
+    """However it ends but well, what stands and costs money is said, with the commands that remove it."""
+    try:
+        yield
+    except BaseException:
+        try:
+            lines = survey(client, name).tell()
+            client.say("what stands now:" if lines else "nothing stands, and nothing is paid for")
+        except (ApiError, KeyboardInterrupt) as unknown:
+            client.say(f"what stands is unknown, RunPod did not say: {unknown}")
+            lines = [f"it may cost money: scripts/deploy status --name {name}"]
+            lines += [f"to remove all of it: {removal(name)} --volume"]
+        for line in lines:
+            client.say(f"  {line}")
+        raise
 
 
 def same(order: Order, thing: Pod | Endpoint) -> None:

@@ -69,12 +69,12 @@ class Watch:
             self.client.sleep(LOOK_SECONDS / 6)
 
     def _due(self, pod: Pod, began: float) -> str:
-        """Why it is to be stopped now, before the next look would find it too late; "" where it is not."""
+        """Why it is to be stopped now, two looks before it would be too late; "" where it is not."""
         now = self.clock()
         if self._busy(self.probe.status(self.probe.pod_url(pod.id), self.key)):
             self._worked = now
         spent = cost.of_seconds(self.price, max(0, now - began))
-        if self.budget and cost.of_seconds(self.price, max(0, now + LOOK_SECONDS - began)) > self.budget:
+        if self.budget and cost.of_seconds(self.price, max(0, now + 2 * LOOK_SECONDS - began)) >= self.budget:
             return f"${spent:.2f} of ${self.budget:.2f} are spent"
         quiet = now - max(self._worked, began)
         return f"no work for {quiet / 60:.0f} minutes" if self.idle and quiet >= self.idle else ""

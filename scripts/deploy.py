@@ -79,7 +79,7 @@ def show_plan(options: argparse.Namespace) -> int:
 def make_volume(options: argparse.Namespace) -> int:
     """Find or make the network volume for the weights, which is paid for until it is removed."""
     order = _order(options)
-    with _client(options) as (client, probe), _told(client, order.name, options):
+    with _client(options) as (client, probe), standing.told(client, order.name):
         volume = Rollout(client, order, probe).volume()
     if options.dry_run:
         return 0
@@ -87,11 +87,25 @@ def make_volume(options: argparse.Namespace) -> int:
     return 0
 
 
+def fill_volume(options: argparse.Namespace) -> int:
+    """Bring the imported weights onto the volume through its S3 API, without a pod; goes on where it was."""
+    from deploy import upload
+
+    with _client(options) as (client, _):
+        found = standing.survey(client, options.name).volumes
+    if len(found) != 1:
+        raise Refused(f"there are {len(found)} volumes of {options.name}, and one is needed: {PROGRAM} volume makes it")
+    row, (volume,) = catalog.ROWS[options.model], found
+    described = upload.upload(row, settings.store_path(), volume.id, volume.data_center)
+    print(f"{described.tag} is on {volume.name} ({volume.id}), every byte read back")
+    return 0
+
+
 def bring_up(options: argparse.Namespace) -> int:
     """Make what is not there yet, wait until it answers, and watch a pod where a limit is given."""
     order = _order(options)
     order.check()
-    with _client(options) as (client, probe), _told(client, order.name, options):
+    with _client(options) as (client, probe), standing.told(client, order.name):
         running = Rollout(client, order, probe).up(60 * options.wait_minutes)
         if options.dry_run:
             return 0
@@ -122,7 +136,7 @@ def watch_pod(options: argparse.Namespace) -> int:
     """Stop a pod that is idle or over its budget, for as long as this runs."""
     if not (options.idle_minutes or options.max_cost):
         raise Refused("give --idle-minutes, --max-cost or both")
-    with _client(options) as (client, probe), _told(client, options.name, options):
+    with _client(options) as (client, probe), standing.told(client, options.name):
         pod = standing.survey(client, options.name).pod()
         if pod is None:
             raise Refused(f"there is no pod {options.name}-pod")
@@ -164,8 +178,11 @@ def show_logs(options: argparse.Namespace) -> int:
 def take_down(options: argparse.Namespace) -> int:
     """Remove what `up` has made; the volume, which holds the weights, only with --volume."""
     modes = [options.mode] if options.mode else list(standing.MODES)
-    with _client(options) as (client, _), _told(client, options.name, options):
+    with _client(options) as (client, _), standing.told(client, options.name):
         left = standing.down(client, options.name, modes, options.volume)
+        unused = left.registries if not (left.pods or left.endpoints) else []
+        if unused or any(left.things(mode) for mode in modes) or (options.volume and left.volumes):
+            raise Fallen("not all of it is gone")
     for line in left.tell():
         print(f"left: {line}")
     return 0
@@ -175,7 +192,7 @@ def take_down(options: argparse.Namespace) -> int:
 def _client(options: argparse.Namespace) -> Iterator[tuple[Client, Probe]]:
     key, transport = settings.read(form=settings.Operator).runpod_key, None
     if getattr(options, "dry_run", False):
-        transport = rehearsal.Rehearsal()
+        transport = rehearsal.Rehearsal(options.data_center)
     elif not key:
         raise Refused("RUNPOD_API_KEY is not set")
     say = _say if transport is None else _pass
@@ -185,25 +202,6 @@ def _client(options: argparse.Namespace) -> Iterator[tuple[Client, Probe]]:
     finally:
         client.close()
         probe.close()
-
-
-@contextmanager
-def _told(client: Client, name: str, options: argparse.Namespace) -> Iterator[None]:
-    """However it ends but well, what stands and costs money is said, with the commands that remove it."""
-    try:
-        yield
-    except BaseException:
-        if getattr(options, "dry_run", False):
-            raise
-        try:
-            lines = standing.survey(client, name).tell()
-            _say("what stands now:" if lines else "nothing stands, and nothing is paid for")
-        except (ApiError, KeyboardInterrupt) as unknown:
-            lines = [f"unknown, RunPod did not say ({unknown}); it may cost money: {PROGRAM} status --name {name}"]
-            lines += [f"to remove all of it: {standing.removal(name)} --volume"]
-        for line in lines:
-            _say(f"  {line}")
-        raise
 
 
 def _order(options: argparse.Namespace) -> Order:
@@ -231,6 +229,7 @@ def _order(options: argparse.Namespace) -> Order:
 COMMANDS = {
     "plan": show_plan,
     "volume": make_volume,
+    "upload": fill_volume,
     "up": bring_up,
     "status": show_status,
     "logs": show_logs,

@@ -38,7 +38,7 @@ class Contract:
         raw = DOCUMENT.read_bytes()
         assert sha256(raw).hexdigest() == SHA256, "another edition: read what has changed, then pin it"
         self._document = json.loads(raw)
-        resource: Resource[Any] = Resource(self._document, DRAFT202012)
+        resource: Resource[Any] = DRAFT202012.create_resource(self._document)
         self._registry: Registry[Any] = Registry().with_resource(URN, resource)
         self._validators: dict[str, Draft202012Validator] = {}
 

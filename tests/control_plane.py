@@ -179,7 +179,8 @@ class Plane:
     def _advance(self, pod: dict[str, Any]) -> None:
         """Each look finds it one step further."""
         steps = {"PROVISIONING": "STARTING", "STARTING": "EXITED" if self.dead_on_arrival else "RUNNING"}
-        _turn(pod, steps.get(pod["status"], pod["status"]))
+        if pod["status"] in steps:
+            _turn(pod, steps[pod["status"]])
 
     def _act(self, id: str, action: str) -> tuple[int, Any]:
         pod = self.things["/v2/pods"].get(id)
@@ -290,8 +291,8 @@ class Plane:
             return _problem(400, "the data center keeps no network volumes")
         if path not in ("/v2/pods", "/v2/serverless"):
             return None
-        gpu = body.get("gpu")
-        if (gpu is None) == (body.get("cpu") is None):
+        gpu: dict[str, Any] = body.get("gpu", {})
+        if bool(gpu) == bool(body.get("cpu")):
             return _problem(400, "exactly one of gpu and cpu must be set")
         if gpu.get("allowedCudaVersions") and gpu.get("minCudaVersion"):
             return _problem(400, "allowedCudaVersions and minCudaVersion exclude each other")
@@ -322,7 +323,7 @@ class Plane:
             return 200, {"dataCenters": [_center(id) for id in (*CENTERS, "AP-JP-1")]}
         if ("include" in query) != ("product" in query):
             return _problem(400, "product is required with include=AVAILABILITY, and valid only with it")
-        return 200, {"gpus": [_gpu(*card, serverless="SERVERLESS" in query["product"]) for card in CARDS]}
+        return 200, {"gpus": [_gpu(*card) for card in CARDS]}
 
 
 @contextmanager
@@ -431,9 +432,7 @@ def _center(id: str) -> dict[str, Any]:
     return {"id": id, "name": id, **about}
 
 
-def _gpu(
-    type: str, pool: str | None, memory: int, secure: float, flex: float | None, serverless: bool
-) -> dict[str, Any]:
+def _gpu(type: str, pool: str | None, memory: int, secure: float, flex: float | None) -> dict[str, Any]:
     price = {"secure": secure, "community": secure, **({"serverless": flex} if flex else {})}
     places = [
         {"id": id, "name": id, "availability": level}

@@ -240,6 +240,7 @@ def test_modes_share_the_volume_and_it_stays_while_one_uses_it(operator: Operato
     assert operator.run(*up("lb")).status == 0
     assert len(operator.plane.things["/v2/network-volumes"]) == 1
     told = operator.run("down", "--mode", "pod", "--volume")
+    assert told.status == 1
     assert "the volume is kept: another mode uses it" in told.err
     assert len(operator.plane.everything) == 4
     assert operator.run("down", "--mode", "queue").status == 0
