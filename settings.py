@@ -138,7 +138,18 @@ class Container:
     take_url: str = _variable("RUNPOD_WEBHOOK_GET_JOB", "", _text, "set by RunPod on a worker that takes jobs")
 
 
-Form = TypeVar("Form", Settings, Container)
+@dataclass(frozen=True)
+class Operator:
+    """What scripts/deploy is told where it runs: keys, which no command line should show."""
+
+    runpod_key: str = _variable("RUNPOD_API_KEY", "", _text, "key of your RunPod account")
+    registry_user: str = _variable(
+        "ZOPILOT_REGISTRY_USER", "", _text, "who may pull a private image; with its password"
+    )
+    registry_password: str = _variable("ZOPILOT_REGISTRY_PASSWORD", "", _text, "kept by RunPod, never shown again")
+
+
+Form = TypeVar("Form", Settings, Container, Operator)
 
 
 def read(environ: Mapping[str, str] | None = None, form: type[Form] = Settings) -> Form:  # type: ignore[assignment]

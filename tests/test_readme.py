@@ -16,7 +16,7 @@ import jsonschema
 from serving.errors import KINDS
 from serving.protocol import Prompt
 from serving.routes import ROUTES
-from settings import Container, Settings
+from settings import Container, Operator, Settings
 from tests.conftest import EXAMPLES, ROOT, free_port
 
 README = (ROOT / "README.md").read_text()
@@ -108,7 +108,7 @@ def test_the_table_of_routes_is_that_of_the_service() -> None:
 def test_the_table_of_variables_is_that_of_the_settings() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*) \|$", README, re.MULTILINE)
     expected = []
-    for variable in (*fields(Settings), *fields(Container)):
+    for variable in (*fields(Settings), *fields(Container), *fields(Operator)):
         default: Any = variable.default
         shown = "" if default in ("", ()) else str(default if isinstance(default, str) else int(default))
         expected.append((variable.metadata["name"], shown, variable.metadata["about"]))

@@ -1,0 +1,213 @@
+"""Bring a deployment up: by name, so that it can be killed anywhere and be run again, and nothing is made twice.
+
+What costs money is told before it is asked for, with the command that removes it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from deploy import cards
+from deploy.bodies import Endpoint, GpuType, Pod, Volume
+from deploy.cards import Offer
+from deploy.order import Order, Refused
+from deploy.probe import Probe
+from deploy.problem import ApiError, Forbidden, NoCapacity
+from deploy.runpod import ENDPOINTS, PODS, REGISTRIES, VOLUMES, Client
+from deploy.standing import Standing, removal, same, survey
+
+LOOK_SECONDS = 5.0
+
+
+class Fallen(Exception):
+    """It was made and does not answer."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """What answers, where, and the dollars that an hour of one worker costs (0: nobody knows)."""
+
+    thing: Pod | Endpoint
+    url: str
+    price: float
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One order on its way; whoever listens to the client is told every step."""
+
+    client: Client
+    order: Order
+    probe: Probe
+
+    def up(self, wait_seconds: float) -> Running:
+        """Make whatever is not there yet; returns when it answers. Raises Refused, ApiError or Fallen."""
+        order = self.order
+        order.check()
+        found = survey(self.client, order.name)
+        thing: Pod | Endpoint | None = found.endpoint(order.mode) if order.serverless else found.pod()
+        gpus = self.client.gpus("SERVERLESS" if order.serverless else "POD", order.cuda)
+        if thing is None:
+            thing = self._make(found, gpus)
+            if len(twice := survey(self.client, order.name).things(order.mode)) > 1:
+                raise Fallen(f"RunPod has made {len(twice)} called {order.thing}")
+        else:
+            same(order, thing)
+            self.client.say(f"{thing.name} ({thing.id}) is there already")
+        if isinstance(thing, Pod):
+            return self._await_pod(thing, wait_seconds)
+        return self._await_endpoint(thing, gpus, wait_seconds)
+
+    def volume(self) -> Volume:
+        """The volume for the weights: found, or made where the cheapest card that holds the model is free."""
+        found = survey(self.client, self.order.name)
+        if found.volumes:
+            return found.volumes[0]
+        gpus = self.client.gpus("SERVERLESS" if self.order.serverless else "POD", self.order.cuda)
+        offers = cards.offers(self.order.row, gpus, self.order.serverless, self.order.cards)
+        for _, center in self._candidates(offers, []):
+            return self._volume(center)
+        raise NoCapacity(0, f"no card that holds {self.order.row.name} is free beside a volume{self._among}")
+
+    def _make(self, found: Standing, gpus: Sequence[GpuType]) -> Pod | Endpoint:
+        """Try one candidate after the other while RunPod has no card free; what was made for one in vain is removed."""
+        order = self.order
+        offers = cards.offers(order.row, gpus, order.serverless, order.cards)
+        if not offers:
+            raise Refused(f"RunPod's catalogue has no card that holds {order.row.name}{self._among}")
+        registry = self._registry(found)
+        why: ApiError = NoCapacity(0, f"no card that holds {order.row.name} is free where it could stand{self._among}")
+        for offer, center in self._candidates(offers, found.volumes):
+            made = None if order.baked or found.volumes else self._volume(center)
+            volumes = [made] if made else found.volumes
+            excluded = cards.excluded(offer.gpu.pool or "", offers, gpus)
+            try:
+                return self._place(offer, center, excluded, volumes, registry)
+            except (NoCapacity, Forbidden) as error:
+                why = error
+                self.client.say(f"{offer.gpu.name} in {center or 'any data centre'}: {error}")
+                if made:
+                    self.client.delete(VOLUMES, made.id)
+                    self.client.say(
+                        f"removed {made.name} ({made.id}) in {center} again: it was made for this and is empty"
+                    )
+        raise why
+
+    @property
+    def _among(self) -> str:
+        wanted = [f"--card {card}" for card in self.order.cards]
+        wanted += [f"--data-center {self.order.center}"] if self.order.center else []
+        return f" ({', '.join(wanted)})" if wanted else ""
+
+    def _candidates(self, offers: Sequence[Offer], volumes: Sequence[Volume]) -> Iterator[tuple[Offer, str]]:
+        """Cards and data centres, the cheapest first; where the weights are if they are anywhere. The catalogue says
+        what is free now and promises nothing, so where there is no choice of place it only orders them."""
+        asked = self.order.center
+        if volumes and not self.order.baked:
+            centers = [volume.data_center for volume in volumes if asked in ("", volume.data_center)]
+            if not centers:
+                held = ", ".join(volume.data_center for volume in volumes)
+                raise Refused(f"--data-center {asked}: the volume with the weights is in {held}")
+            places = [(offer, center) for offer in offers for center in centers]
+            yield from sorted(places, key=lambda place: place[1] not in place[0].centers)
+            return
+        if self.order.baked and self.order.serverless:
+            yield from ((offer, asked) for offer in offers)
+            return
+        fit = {asked} if asked else {each for offer in offers for each in offer.centers}
+        if not self.order.baked:
+            kept = {each.id for each in self.client.data_centers() if each.network_volume_types}
+            fit &= kept if asked else kept & cards.S3_CENTERS
+        for offer in offers:
+            yield from ((offer, center) for center in offer.centers if center in fit)
+
+    def _registry(self, found: Standing) -> str | None:
+        """The id of the credential, made if there is none; None for a public image."""
+        if found.registries:
+            return found.registries[0].id
+        if not all(self.order.registry):
+            return None
+        body = self.order.registry_body()
+        self.client.say(f"making the registry credential {body.name}; it costs nothing")
+        return self.client.create(REGISTRIES, body, body.name).id
+
+    def _volume(self, center: str) -> Volume:
+        body = self.order.volume_body(center)
+        self.client.say(
+            f"making the network volume {body.name}, {body.size} GB in {center}, paid for until it is removed:"
+        )
+        self.client.say(f"  {removal(self.order.name)} --volume")
+        return self.client.create(VOLUMES, body, body.name)
+
+    def _place(
+        self, offer: Offer, center: str, excluded: Sequence[str], volumes: Sequence[Volume], registry: str | None
+    ) -> Pod | Endpoint:
+        """Ask for the pod or endpoint itself."""
+        order, where = self.order, center or "any data centre"
+        self.client.say(f"making {order.thing} on {offer.gpu.name} in {where}, ${offer.price:.2f} an hour each:")
+        self.client.say(f"  {removal(order.name, order.mode)}")
+        held = [] if order.baked else volumes
+        if not order.serverless:
+            here = next((volume.id for volume in held if volume.data_center == center), "")
+            return self.client.create(PODS, order.pod_body(offer, center, here, registry), order.thing)
+        centers = [volume.data_center for volume in held] or ([center] if center else [])
+        body = order.endpoint_body(offer, excluded, centers, [volume.id for volume in held], registry)
+        return self.client.create(ENDPOINTS, body, order.thing)
+
+    def _await_pod(self, pod: Pod, wait_seconds: float) -> Running:
+        if pod.status == "EXITED":
+            self.client.say(f"starting {pod.name}, which was stopped; ${pod.cost:.2f} an hour from now on")
+            self.client.act(pod.id, "start")
+        url = self.probe.pod_url(pod.id)
+
+        def look() -> tuple[bool, str]:
+            nonlocal pod
+            pod = self.client.get(PODS, pod.id)
+            if pod.status in ("EXITED", "ERROR", "TERMINATED"):
+                raise Fallen(f"{pod.name} is {pod.status}; see: {self._logs}")
+            return pod.status == "RUNNING" and self.probe.ready(url), f"{pod.name} is {pod.status} and not ready"
+
+        self._wait(look, wait_seconds)
+        if self.probe.refuses(url, self.order.key):
+            raise Fallen(f"{pod.name} answers, but not to ZOPILOT_GPU_API_KEY: it was started with another key")
+        return Running(pod, url, pod.cost)
+
+    def _await_endpoint(self, endpoint: Endpoint, gpus: Sequence[GpuType], wait_seconds: float) -> Running:
+        """A balancer answers when a worker does; a queue when it takes jobs, and where one is to be kept, when it is
+        up."""
+        urls = endpoint.request_urls
+        if urls is None:
+            raise Fallen(f"RunPod does not say where {endpoint.name} is asked")
+        balanced, least = self.order.mode == "lb", min(1, self.order.workers[0])
+
+        def look() -> tuple[bool, str]:
+            summary = self.client.workers(endpoint.id).summary
+            up = summary.idle + summary.running
+            told = f"{endpoint.name} does not answer: {up} of {summary.total} workers ready"
+            told += f", {summary.throttled} waiting for a card" if summary.throttled else ""
+            told += f", {summary.unhealthy} unhealthy (see: {self._logs})" if summary.unhealthy else ""
+            if balanced:
+                return self.probe.ready(urls.base or "", authorized=True), told
+            return up >= least and self.probe.takes_jobs(urls.health), told
+
+        self._wait(look, wait_seconds)
+        prices = [gpu.price.serverless or 0 for gpu in gpus if gpu.pool and gpu.pool in endpoint.pools]
+        return Running(endpoint, (urls.base if balanced else urls.run_sync) or "", max(prices, default=0))
+
+    @property
+    def _logs(self) -> str:
+        return f"scripts/deploy logs --name {self.order.name} --mode {self.order.mode}"
+
+    def _wait(self, look: Callable[[], tuple[bool, str]], seconds: float) -> None:
+        """Until `look` finds it ready; Fallen with what was told last after `seconds`."""
+        end, before = time.monotonic() + seconds, ""
+        while True:
+            ready, told = look()
+            if ready:
+                return
+            if time.monotonic() > end:
+                raise Fallen(f"{told}, after {seconds / 60:.0f} minutes")
+            if told != before:
+                self.client.say(told)
+            before = told
+            self.client.sleep(LOOK_SECONDS)

@@ -1,0 +1,241 @@
+"""Onto RunPod, and down again: what it would cost, what is made, whether it answers, what it says, what is left."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import settings
+from deploy import arguments, cards, rehearsal, report, standing
+from deploy.bodies import Pod
+from deploy.order import Order, Refused
+from deploy.probe import Probe
+from deploy.problem import ApiError
+from deploy.rollout import Fallen, Rollout
+from deploy.runpod import ENDPOINTS, PODS, Client
+from deploy.watch import Watch
+from models import catalog
+from models.failure import Failure
+
+PROGRAM = "scripts/deploy"
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(KeyboardInterrupt):
+    """The terminal is gone, or somebody ends us: nobody may read what is said last."""
+
+
+def main() -> int:
+    """0: done; 1: not, and what stands is printed; 2: refused, nothing was sent for it; 130: interrupted, the same."""
+    options = arguments.read(PROGRAM, __doc__, COMMANDS)
+    for number in ENDINGS:
+        signal.signal(number, _end)
+    try:
+        status: int = options.command(options)
+    except (Refused, Failure, settings.SettingError) as error:
+        _say(f"refused: {getattr(error, 'message', error)}")
+        return 2
+    except (ApiError, Fallen) as error:
+        _say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130
+    return status
+
+
+def _end(number: int, frame: object) -> None:
+    for other in ENDINGS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Ended
+
+
+def _pass(line: str) -> None:
+    """A rehearsal's steps are its requests."""
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # a terminal that is gone must not keep a pod from being stopped
+        print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+
+
+def show_plan(options: argparse.Namespace) -> int:
+    """What holds the model, what it costs and how long it takes to start; prices where there is a key."""
+    order = _order(options)
+    for line in report.tell_needs(order, cards.holding(order.row, order.cards)):
+        print(line)
+    if not settings.read(form=settings.Operator).runpod_key:
+        print("prices and stock are read where RUNPOD_API_KEY is set")
+        return 0
+    with _client(options) as (client, _):
+        pods = cards.offers(order.row, client.gpus("POD", order.cuda), False, order.cards)
+        flex = cards.offers(order.row, client.gpus("SERVERLESS", order.cuda), True, order.cards)
+    for line in report.tell_offers(pods, flex, options.rate):
+        print(line)
+    return 0
+
+
+def make_volume(options: argparse.Namespace) -> int:
+    """Find or make the network volume for the weights, which is paid for until it is removed."""
+    order = _order(options)
+    with _client(options) as (client, probe), standing.told(client, order.name):
+        volume = Rollout(client, order, probe).volume()
+    if options.dry_run:
+        return 0
+    print(f"{volume.name}: id {volume.id}, data center {volume.data_center}, {volume.size} GB")
+    return 0
+
+
+def fill_volume(options: argparse.Namespace) -> int:
+    """Bring the imported weights onto the volume through its S3 API, without a pod; goes on where it was."""
+    from deploy import upload
+
+    with _client(options) as (client, _):
+        found = standing.survey(client, options.name).volumes
+    if len(found) != 1:
+        raise Refused(f"there are {len(found)} volumes of {options.name}, and one is needed: {PROGRAM} volume makes it")
+    row, (volume,) = catalog.ROWS[options.model], found
+    described = upload.upload(row, settings.store_path(), volume.id, volume.data_center)
+    print(f"{described.tag} is on {volume.name} ({volume.id}), every byte read back")
+    return 0
+
+
+def bring_up(options: argparse.Namespace) -> int:
+    """Make what is not there yet, wait until it answers, and watch a pod where a limit is given."""
+    order = _order(options)
+    order.check()
+    with _client(options) as (client, probe), standing.told(client, order.name):
+        running = Rollout(client, order, probe).up(60 * options.wait_minutes)
+        if options.dry_run:
+            return 0
+        for line in report.tell_running(order, running, options.rate):
+            print(line, flush=True)
+        if isinstance(running.thing, Pod):
+            _watch(options, client, probe, running.thing)
+    return 0
+
+
+def _watch(options: argparse.Namespace, client: Client, probe: Probe, pod: Pod) -> None:
+    """Until the pod stands still, where that is asked for. Whoever ends us unseen ends the pod as well."""
+    if not (options.idle_minutes or options.max_cost):
+        return
+    key = (*settings.read().api_keys, "")[0]
+    price = max([gpu.price.secure for gpu in client.gpus("POD", options.cuda) if gpu.id == pod.card], default=0.0)
+    watch = Watch(client, probe, key, 60 * options.idle_minutes, options.max_cost, price)
+    _say(f"watching {pod.name}; Ctrl-C leaves it running, unwatched")
+    try:
+        print(f"stopped: {watch.run(pod)}")
+    except Ended:
+        _say(f"ended from outside: stopping {pod.name}, for nobody would see that it runs on")
+        watch.stop(pod)
+        raise
+
+
+def watch_pod(options: argparse.Namespace) -> int:
+    """Stop a pod that is idle or over its budget, for as long as this runs."""
+    if not (options.idle_minutes or options.max_cost):
+        raise Refused("give --idle-minutes, --max-cost or both")
+    with _client(options) as (client, probe), standing.told(client, options.name):
+        pod = standing.survey(client, options.name).pod()
+        if pod is None:
+            raise Refused(f"there is no pod {options.name}-pod")
+        _watch(options, client, probe, pod)
+    return 0
+
+
+def show_status(options: argparse.Namespace) -> int:
+    """What stands, what it costs, whether it is ready, and how to remove it."""
+    with _client(options) as (client, probe):
+        found = standing.survey(client, options.name)
+        print("\n".join(found.tell()) or f"nothing stands of {options.name}")
+        for pod in found.pods:
+            print(f"{pod.name}: {'ready' if probe.ready(probe.pod_url(pod.id)) else 'not ready'}")
+        for endpoint in found.endpoints:
+            summary = client.workers(endpoint.id).summary
+            print(f"{endpoint.name}: " + ", ".join(f"{count} {state}" for state, count in summary))
+    return 0
+
+
+def show_logs(options: argparse.Namespace) -> int:
+    """The log of a pod, or of each worker in turn."""
+    with _client(options) as (client, _):
+        found = standing.survey(client, options.name)
+        paths = [f"{PODS.path}/{pod.id}/logs" for pod in found.pods if options.mode == "pod"]
+        for endpoint in found.endpoints if options.mode != "pod" else []:
+            if endpoint in found.things(options.mode):
+                workers = client.workers(endpoint.id).workers
+                paths += [f"{ENDPOINTS.path}/{endpoint.id}/workers/{worker.id}/logs" for worker in workers]
+        if not paths:
+            _say(f"{options.name}-{options.mode} has nothing that runs, so there is no log")
+            return 1
+        for path in paths:
+            for line in client.logs(path, options.tail, options.follow):
+                print(f"{line.ts} {line.source} {line.line}", flush=True)
+    return 0
+
+
+def take_down(options: argparse.Namespace) -> int:
+    """Remove what `up` has made; the volume, which holds the weights, only with --volume."""
+    modes = [options.mode] if options.mode else list(standing.MODES)
+    with _client(options) as (client, _), standing.told(client, options.name):
+        left = standing.down(client, options.name, modes, options.volume)
+        unused = left.registries if not (left.pods or left.endpoints) else []
+        if unused or any(left.things(mode) for mode in modes) or (options.volume and left.volumes):
+            raise Fallen("not all of it is gone")
+    for line in left.tell():
+        print(f"left: {line}")
+    return 0
+
+
+@contextmanager
+def _client(options: argparse.Namespace) -> Iterator[tuple[Client, Probe]]:
+    key, transport = settings.read(form=settings.Operator).runpod_key, None
+    if getattr(options, "dry_run", False):
+        transport = rehearsal.Rehearsal(options.data_center)
+    elif not key:
+        raise Refused("RUNPOD_API_KEY is not set")
+    say = _say if transport is None else _pass
+    client, probe = Client(key, options.api, transport, say=say), Probe(key, options.pod_url, transport)
+    try:
+        yield client, probe
+    finally:
+        client.close()
+        probe.close()
+
+
+def _order(options: argparse.Namespace) -> Order:
+    known = settings.read(form=settings.Operator)
+    rehearsed = rehearsal.CENTER if getattr(options, "dry_run", False) else ""
+    least = options.workers_min if options.workers_min is not None else int(options.mode == "lb")
+    return Order(
+        name=options.name,
+        mode=options.mode,
+        row=catalog.ROWS[options.model],
+        image=options.image,
+        key=",".join(settings.read().api_keys),
+        env=dict(options.env),
+        cards=options.card,
+        center=options.data_center or rehearsed,
+        baked=options.baked,
+        volume_size=options.volume_size,
+        disk=options.disk,
+        workers=(least, options.workers_max),
+        cuda=options.cuda,
+        registry=(known.registry_user, known.registry_password),
+    )
+
+
+COMMANDS = {
+    "plan": show_plan,
+    "volume": make_volume,
+    "upload": fill_volume,
+    "up": bring_up,
+    "status": show_status,
+    "logs": show_logs,
+    "watch": watch_pod,
+    "down": take_down,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
