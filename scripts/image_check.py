@@ -1,4 +1,4 @@
-"""What an image must be before it is shipped: its recipe, its configuration, its files, and the list of its packages."""
+"""What an image must be before it is shipped: its recipe, its configuration, its files and the list of its packages."""
 
 import json
 import os
@@ -18,6 +18,7 @@ PUBLIC = {"GPG_KEY"}
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 # httptools takes headers of any size; kernels fetches code from the hub; the others install.
 UNWANTED = {"httptools", "kernels", "pip", "setuptools", "wheel", "uv"}
+OWNED = {"/runpod-volume", *(f"/opt/zopilot/baked{name}" for name in ("", "/bentos", "/envs", "/tmp"))}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HOME": "/tmp", "BENTOML_DO_NOT_TRACK": "True"}
 
 
@@ -94,9 +95,6 @@ def judge_contents(contents: dict[str, Any]) -> list[str]:
     return wrong + [f"{name} is installed" for name in sorted(UNWANTED & set(map(plain, contents["packages"])))]
 
 
-OWNED = {"/runpod-volume", *(f"/opt/zopilot/baked{name}" for name in ("", "/bentos", "/envs", "/tmp"))}
-
-
 def read_locks(variant: str) -> dict[str, str]:
     """Version by plain name."""
     lines = [line for name in locks(variant) for line in (ROOT / name).read_text().splitlines()]
@@ -115,7 +113,8 @@ def compare(where: str, found: dict[str, str], pinned: dict[str, str]) -> list[s
     wrong = [f"{where} lacks {name}" for name in sorted(pinned.keys() - have.keys())]
     wrong += [f"{where} has {name}, which no lock names" for name in sorted(have.keys() - pinned.keys())]
     both = sorted(have.keys() & pinned.keys())
-    return wrong + [f"{where} has {name} {have[name]}, not {pinned[name]}" for name in both if have[name] != pinned[name]]
+    differ = [name for name in both if have[name] != pinned[name]]
+    return wrong + [f"{where} has {name} {have[name]}, not {pinned[name]}" for name in differ]
 
 
 def list_packages(engine: str, tag: str, sbom: Path) -> None:

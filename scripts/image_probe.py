@@ -1,4 +1,4 @@
-"""Runs inside the image, on its own Python, as root: prints what lies there as JSON. Uses the standard library alone."""
+"""Runs inside the image, on its own Python, as root: prints what lies there as JSON. The standard library alone."""
 
 import json
 import os
@@ -9,7 +9,24 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-COMMANDS = "gcc cc c++ clang ld as make cmake ninja git gpg curl wget pip pip3 uv conda ssh".split()
+COMMANDS = [
+    "gcc",
+    "cc",
+    "c++",
+    "clang",
+    "ld",
+    "as",
+    "make",
+    "cmake",
+    "ninja",
+    "git",
+    "gpg",
+    "pip",
+    "pip3",
+    "uv",
+    "conda",
+]
+COMMANDS += ["curl", "wget", "ssh"]
 CACHES = ["/root/.cache", "/tmp/*", "/var/tmp/*", "/var/lib/apt/lists/*_*", "/var/cache/apt/archives/*.deb"]
 USER = 1034
 
