@@ -172,7 +172,8 @@ def read(environ: Mapping[str, str] | None = None, form: type[Form] = Settings) 
 def store_path() -> Path:
     """The Bento model store: `$BENTOML_HOME/models`, as BentoML itself finds it."""
     home = os.environ.get("BENTOML_HOME") or Path.home() / "bentoml"
-    return Path(home) / "models"
+    # What belongs beside it lies where it is, not where a link to it is.
+    return (Path(home) / "models").resolve()
 
 
 def visible_cards() -> str:
