@@ -144,8 +144,10 @@ class Front:
             self._jobs.adopt(job, answer)
             adopted = True
             return _accepted(job, caller)
+        except httpx.ConnectError:  # nothing was asked
+            raise failure("model_loading") from None
         except httpx.TransportError:
-            raise failure("interrupted" if self._backend.ready else "model_loading") from None
+            raise failure("interrupted") from None
         finally:
             left.cancel()
             if not adopted:

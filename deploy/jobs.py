@@ -64,16 +64,19 @@ class Jobs:
         digest = hashlib.sha256(caller.path.encode() + b"\n" + body).hexdigest()
         made = journal.make(owner, key, digest, caller.request_id, caller.path, body, running)
         try:
-            count, size = await self._kept.waiting()
-            if count >= MAX_WAITING or size + len(body) > MAX_BYTES:
-                raise failure("queue_full")
-            job = await self._kept.accept(made)
+            job = await self._kept.recall(owner, key) or await self._record(made, len(body))
         except sqlite3.Error:
             raise failure("job_unrecorded") from None
         if job.digest != digest:
             raise failure("idempotency_conflict")
         self._woken.set()
         return job
+
+    async def _record(self, job: Job, size: int) -> Job:
+        count, waiting = await self._kept.waiting()
+        if count >= MAX_WAITING or waiting + size > MAX_BYTES:
+            raise failure("queue_full")
+        return await self._kept.accept(job)
 
     def adopt(self, job: Job, answer: "asyncio.Task[httpx.Response]") -> None:
         """What was asked already, and is now a job: its answer is kept when it comes."""

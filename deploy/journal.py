@@ -77,10 +77,11 @@ class Journal:
     async def accept(self, job: Job) -> Job:
         """The job as it is recorded: this one, or that of its owner which has its idempotency key already."""
         await self._database.execute(f"insert or ignore into jobs ({COLUMNS}) values ({PLACES})", vars(job))
-        if job.idempotency_key is None:
-            return job
-        known = await self._one("owner = ? and idempotency_key = ?", job.owner, job.idempotency_key)
-        return known or job
+        return await self.recall(job.owner, job.idempotency_key) or job
+
+    async def recall(self, owner: str, key: str | None) -> Job | None:
+        """This owner's job of that idempotency key."""
+        return None if key is None else await self._one("owner = ? and idempotency_key = ?", owner, key)
 
     async def find(self, identity: str, owner: str) -> Job | None:
         """The job, if it is this owner's."""

@@ -180,7 +180,9 @@ def test_a_stream_is_told_as_it_comes_and_whole_at_the_end(given: Any, plane: Pl
         pytest.param(
             {"prompt": "x", "format": "text", "max_new_tokens": 20}, "answer_truncated", "", id="a cut answer"
         ),
-        pytest.param(route("/v1/completions", {**TEXT, "prompt": "x " * 20_000}), "context_length_exceeded", "", id="too long"),
+        pytest.param(
+            route("/v1/completions", {**TEXT, "prompt": "x " * 20_000}), "context_length_exceeded", "", id="too long"
+        ),
         pytest.param(
             {"prompt": "x", "deadline_ms": 100, "max_new_tokens": 2000}, "deadline_exceeded", "", id="too late"
         ),
