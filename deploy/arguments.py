@@ -4,7 +4,9 @@ import argparse
 import re
 from collections.abc import Callable, Mapping
 
-from deploy import cards
+import settings
+from deploy import cards, rehearsal
+from deploy.order import Order
 from deploy.probe import POD_URL
 from deploy.runpod import URL
 from deploy.standing import MODES
@@ -42,8 +44,6 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
             sub.add_argument(
                 "--max-cost", type=_positive, default=0, help="stop a pod before its run costs more dollars"
             )
-        if name == "watch":
-            sub.add_argument("--cuda", default=cards.CUDA, help=argparse.SUPPRESS)
         if name == "logs":
             sub.add_argument("--tail", type=int, default=100, choices=range(5001), metavar="LINES")
             sub.add_argument("--follow", action="store_true")
@@ -52,6 +52,29 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
                 "--volume", action="store_true", help="the volume too, and the weights on it; kept without"
             )
     return parser.parse_args()
+
+
+def order(options: argparse.Namespace) -> Order:
+    """What was asked for, with the keys of this environment."""
+    known = settings.read(form=settings.Operator)
+    rehearsed = rehearsal.CENTER if options.dry_run else ""
+    least = options.workers_min if options.workers_min is not None else int(options.mode == "lb")
+    return Order(
+        name=options.name,
+        mode=options.mode,
+        row=catalog.ROWS[options.model],
+        image=options.image,
+        keys=settings.read().api_keys,
+        env=dict(options.env),
+        cards=options.card,
+        center=options.data_center or rehearsed,
+        baked=options.baked,
+        volume_size=options.volume_size,
+        disk=options.disk,
+        workers=(least, options.workers_max),
+        cuda=options.cuda,
+        registry=(known.registry_user, known.registry_password),
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from deploy import cards
+from deploy import cards, cost
 from deploy.bodies import Endpoint, GpuType, Pod, Volume
 from deploy.cards import Offer
 from deploy.order import Order, Refused
@@ -34,11 +34,13 @@ class Running:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One order on its way; whoever listens to the client is told every step."""
+    """One order on its way; whoever listens to the client is told every step. `budget` dollars, 0: none, are the most
+    that a pod may cost before it answers."""
 
     client: Client
     order: Order
     probe: Probe
+    budget: float = 0
 
     def up(self, wait_seconds: float) -> Running:
         """Make whatever is not there yet; returns when it answers. Raises Refused, ApiError or Fallen."""
@@ -167,8 +169,10 @@ class Rollout:
                 raise Fallen(f"{pod.name} is {pod.status}; see: {self._logs}")
             return pod.status == "RUNNING" and self.probe.ready(url), f"{pod.name} is {pod.status} and not ready"
 
+        if self.budget and pod.cost:
+            wait_seconds = min(wait_seconds, cost.budget_seconds(self.budget, pod.cost))
         self._wait(look, wait_seconds)
-        if self.probe.refuses(url, self.order.key):
+        if self.probe.refuses(url, self.order.keys[0]):
             raise Fallen(f"{pod.name} answers, but not to ZOPILOT_GPU_API_KEY: it was started with another key")
         return Running(pod, url, pod.cost)
 

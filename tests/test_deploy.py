@@ -76,7 +76,7 @@ def test_a_rehearsal_is_what_is_sent_afterwards(operator: Operator, capsys: pyte
         (body,) = [line["body"] for line in rehearsed if line.get("body", {}).get("name") == f"zopilot-{mode}"]
         (real,) = [each.body for each in operator.plane.posts() if each.body["name"] == f"zopilot-{mode}"]
         assert body.keys() == real.keys()
-        hidden = {"ZOPILOT_GPU_API_KEY": "sesame"}
+        hidden = {"ZOPILOT_GPU_API_KEY": "sesame,mellon"}
         assert {**body["env"], **hidden} == real["env"]
         for name in ("image", "ports", "disk", "workers", "scaling", "timeout", "flashboot", "cloud"):
             assert body.get(name) == real.get(name)
@@ -107,6 +107,7 @@ def test_a_rehearsal_shows_no_secret_and_needs_no_key(
         (["up", "--mode", "cluster", "--image", IMAGE], "invalid choice"),
         (["up", "--mode", "pod"], "--image"),
         (["up", "--image", IMAGE], "--mode"),
+        (["up", "--mode", "lb", "--image", IMAGE, "--max-cost", "3"], "are for pods"),
         (["watch"], "give --idle-minutes, --max-cost or both"),
         (["watch", "--max-cost", "0"], "is no number above 0"),
         (["watch", "--max-cost", "nan"], "is no number above 0"),
@@ -208,6 +209,30 @@ def test_whoever_ends_the_watch_unseen_ends_the_pod(
     assert pod["status"] == ("EXITED" if stopped else "RUNNING")
     assert f"pod zopilot-pod ({pod['id']}): {pod['status']}" in ran.err
     assert "remove it: scripts/deploy down --name zopilot --mode pod" in ran.err
+
+
+@pytest.mark.parametrize("limit", [("--idle-minutes", "5"), ("--max-cost", "0.0001"), ()])
+def test_a_pod_with_a_limit_that_never_answers_is_stopped(operator: Operator, limit: tuple[str, ...]) -> None:
+    """The budget ends the wait of 20 minutes; without one a short wait does."""
+    operator.plane.stopped = True
+    ran = operator.run(*up("pod", *limit, *(() if "--max-cost" in limit else ("--wait-minutes", "0.002"))))
+    assert ran.status == 1
+    (pod,) = operator.plane.things["/v2/pods"].values()
+    assert pod["status"] == ("EXITED" if limit else "RUNNING")
+    assert "does not answer" in ran.err or "not ready" in ran.err
+    assert f"pod zopilot-pod ({pod['id']}): {pod['status']}" in ran.err
+
+
+def test_a_pod_with_a_limit_does_not_run_on_when_runpod_fails_on_the_way(operator: Operator) -> None:
+    operator.run(*up("pod"))
+    operator.run("down", "--mode", "pod")
+    operator.plane.requests.clear()
+    operator.plane.faults = {11: Fault(403)}
+    ran = operator.run(*up("pod", "--idle-minutes", "5"))
+    assert ran.status == 1
+    (pod,) = operator.plane.things["/v2/pods"].values()
+    assert pod["status"] == "EXITED"
+    assert "stopping zopilot-pod: it was not to run unwatched" in ran.err
 
 
 def test_an_interrupted_up_names_what_stands(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
