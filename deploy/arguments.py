@@ -32,6 +32,7 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
         if name in ("plan", "volume", "up"):
             _add_model(sub)
         if name == "upload":
+            sub.add_argument("--data-center", default="", metavar="ID", help="of the volume, where there are several")
             sub.add_argument("--model", choices=list(catalog.ROWS), default=catalog.MIXTRAL.name)
         if name in ("volume", "up"):
             sub.add_argument("--dry-run", action="store_true", help="print the requests as JSON lines and send none")

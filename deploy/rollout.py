@@ -61,10 +61,12 @@ class Rollout:
         return self._await_endpoint(thing, gpus, wait_seconds)
 
     def volume(self) -> Volume:
-        """The volume for the weights: found, or made where the cheapest card that holds the model is free."""
-        found = survey(self.client, self.order.name)
-        if found.volumes:
-            return found.volumes[0]
+        """The volume for the weights: found, or made where the cheapest card that holds the model is free. There may
+        be one in each data center that is asked for."""
+        asked = self.order.center
+        for volume in survey(self.client, self.order.name).volumes:
+            if asked in ("", volume.data_center):
+                return volume
         gpus = self.client.gpus("SERVERLESS" if self.order.serverless else "POD", self.order.cuda)
         offers = cards.offers(self.order.row, gpus, self.order.serverless, self.order.cards)
         for _, center in self._candidates(offers, []):
@@ -74,6 +76,9 @@ class Rollout:
     def _make(self, found: Standing, gpus: Sequence[GpuType]) -> Pod | Endpoint:
         """Try one candidate after the other while RunPod has no card free; what was made for one in vain is removed."""
         order = self.order
+        for volume in found.volumes if not order.baked else []:
+            if volume.size * 1e9 < order.weights:
+                raise Refused(f"{volume.name} ({volume.id}) has {volume.size} GB, too few for {order.row.name}")
         offers = cards.offers(order.row, gpus, order.serverless, order.cards)
         if not offers:
             raise Refused(f"RunPod's catalogue has no card that holds {order.row.name}{self._among}")
@@ -159,7 +164,11 @@ class Rollout:
     def _await_pod(self, pod: Pod, wait_seconds: float) -> Running:
         if pod.status == "EXITED":
             self.client.say(f"starting {pod.name}, which was stopped; ${pod.cost:.2f} an hour from now on")
-            self.client.act(pod.id, "start")
+            try:
+                self.client.act(pod.id, "start")
+            except NoCapacity as error:
+                again = removal(self.order.name, self.order.mode)
+                raise Fallen(f"{error}; a stopped pod stays on its host: {again}, then up takes another") from None
         url = self.probe.pod_url(pod.id)
 
         def look() -> tuple[bool, str]:

@@ -92,9 +92,11 @@ def fill_volume(options: argparse.Namespace) -> int:
     from deploy import upload
 
     with _client(options) as (client, _):
-        found = standing.survey(client, options.name).volumes
+        asked, volumes = options.data_center, standing.survey(client, options.name).volumes
+    found = [volume for volume in volumes if asked in ("", volume.data_center)]
     if len(found) != 1:
-        raise Refused(f"there are {len(found)} volumes of {options.name}, and one is needed: {PROGRAM} volume makes it")
+        where = ", ".join(volume.data_center for volume in volumes) or "none"
+        raise Refused(f"one volume is needed ({PROGRAM} volume makes it, --data-center chooses); there are: {where}")
     row, (volume,) = catalog.ROWS[options.model], found
     described = upload.upload(row, settings.store_path(), volume.id, volume.data_center)
     print(f"{described.tag} is on {volume.name} ({volume.id}), every byte read back")

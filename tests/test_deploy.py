@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from deploy.watch import Watch
+from models.catalog import Model
 from scripts import deploy
 from tests.contract import MISSING, contract
 from tests.control_plane import KEY, Fault
@@ -112,7 +113,7 @@ def test_a_rehearsal_shows_no_secret_and_needs_no_key(
         (["watch", "--max-cost", "0"], "is no number above 0"),
         (["watch", "--max-cost", "nan"], "is no number above 0"),
         (["watch", "--idle-minutes", "10"], "there is no pod zopilot-pod"),
-        (["upload"], "there are 0 volumes of zopilot"),
+        (["upload"], "one volume is needed (scripts/deploy volume makes it, --data-center chooses); there are: none"),
         (["down", "--everything"], "unrecognized"),
         ([], "COMMAND"),
     ],
@@ -172,6 +173,28 @@ def test_status_says_what_stands_what_it_costs_and_whether_it_answers(operator: 
     assert "zopilot-lb: 0 running, 1 idle" in told
     operator.plane.stopped = True
     assert "zopilot-pod: not ready" in operator.run("status").out
+
+
+def test_weights_go_onto_the_volume_that_is_meant(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What brings them there is tested with it."""
+    brought: list[tuple[str, str, str]] = []
+
+    class Described:
+        tag = "smollm2-135m-instruct:1"
+
+    def upload(model: Model, store: Path, volume: str, center: str) -> Described:
+        brought.append((model.name, volume, center))
+        return Described()
+
+    monkeypatch.setattr("deploy.upload.upload", upload)
+    assert operator.run("volume", "--model", "smollm2-135m-instruct").status == 0
+    ran = operator.run("upload", "--model", "smollm2-135m-instruct")
+    assert ran.out == "smollm2-135m-instruct:1 is on zopilot-weights (vol1), every byte read back\n"
+    assert operator.run("volume", "--data-center", "EU-RO-1").status == 0
+    assert operator.run("upload").status == 2
+    assert operator.run("upload", "--data-center", "EU-RO-1").status == 0
+    assert brought == [("smollm2-135m-instruct", "vol1", "US-KS-2"), ("mixtral-8x7b-instruct", "vol2", "EU-RO-1")]
+    assert operator.run("upload", "--data-center", "EU-CZ-1").status == 2
 
 
 def test_logs_of_a_pod_and_of_workers(operator: Operator) -> None:
