@@ -4,7 +4,9 @@ import argparse
 import re
 from collections.abc import Callable, Mapping
 
-from deploy import cards
+import settings
+from deploy import cards, rehearsal
+from deploy.order import Order
 from deploy.probe import POD_URL
 from deploy.runpod import URL
 from deploy.standing import MODES
@@ -30,6 +32,7 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
         if name in ("plan", "volume", "up"):
             _add_model(sub)
         if name == "upload":
+            sub.add_argument("--data-center", default="", metavar="ID", help="of the volume, where there are several")
             sub.add_argument("--model", choices=list(catalog.ROWS), default=catalog.MIXTRAL.name)
         if name in ("volume", "up"):
             sub.add_argument("--dry-run", action="store_true", help="print the requests as JSON lines and send none")
@@ -42,8 +45,6 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
             sub.add_argument(
                 "--max-cost", type=_positive, default=0, help="stop a pod before its run costs more dollars"
             )
-        if name == "watch":
-            sub.add_argument("--cuda", default=cards.CUDA, help=argparse.SUPPRESS)
         if name == "logs":
             sub.add_argument("--tail", type=int, default=100, choices=range(5001), metavar="LINES")
             sub.add_argument("--follow", action="store_true")
@@ -52,6 +53,29 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
                 "--volume", action="store_true", help="the volume too, and the weights on it; kept without"
             )
     return parser.parse_args()
+
+
+def order(options: argparse.Namespace) -> Order:
+    """What was asked for, with the keys of this environment."""
+    known = settings.read(form=settings.Operator)
+    rehearsed = rehearsal.CENTER if options.dry_run else ""
+    least = options.workers_min if options.workers_min is not None else int(options.mode == "lb")
+    return Order(
+        name=options.name,
+        mode=options.mode,
+        row=catalog.ROWS[options.model],
+        image=options.image,
+        keys=settings.read().api_keys,
+        env=dict(options.env),
+        cards=options.card,
+        center=options.data_center or rehearsed,
+        baked=options.baked,
+        volume_size=options.volume_size,
+        disk=options.disk,
+        workers=(least, options.workers_max),
+        cuda=options.cuda,
+        registry=(known.registry_user, known.registry_password),
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -141,11 +141,9 @@ class Pod(Answer):
 
 
 class Urls(Answer):
-    """Where an endpoint is asked: `run` and the like of a queue, `base` of a load balancer."""
+    """Where an endpoint is asked: `run_sync` of a queue, `base` of a load balancer."""
 
-    run: str | None = None
     run_sync: str | None = None
-    status: str | None = None
     base: str | None = None
     health: str
 
@@ -196,7 +194,6 @@ class Summary(Answer):
 
 class Worker(Answer):
     id: str
-    status: str
 
 
 class WorkerList(Answer):

@@ -29,7 +29,7 @@ TYPES = {
     "h200": ("NVIDIA H200",),
     "b200": ("NVIDIA B200",),
 }
-# The driver that runs torch's CUDA 13.0 build, which is the oldest that its wheels bring and knows every card here.
+# The CUDA that torch 2.13's default wheels are built for; a host with an older driver cannot run them.
 CUDA = "13.0"
 # Where a network volume can be filled without a pod (docs.runpod.io, storage/s3-api): new ones are made nowhere else.
 S3_CENTERS = {

@@ -49,14 +49,14 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """`key` is what the service will ask for (""); `cards` in the order of preference, all that hold the model if
+    """`keys` are those that the service will ask for; `cards` in the order of preference, all that hold the model if
     none is named; `registry` a user and a password; `volume_size` and `disk` in GB, 0: what the model needs."""
 
     name: str
     mode: Mode
     row: Model
     image: str
-    key: str = field(default="", repr=False)
+    keys: tuple[str, ...] = field(default=(), repr=False)
     env: Mapping[str, str] = field(default_factory=dict)
     cards: Sequence[str] = ()
     center: str = ""
@@ -121,8 +121,8 @@ class Order:
             found |= {"PORT_HEALTH": str(HEALTH_PORT), "HEALTH_CHECK_PATH": "/ping"}
         if self.serverless and self.start.high > INIT_SECONDS:
             found["RUNPOD_INIT_TIMEOUT"] = str(math.ceil(2 * self.start.high))
-        if self.key:
-            found["ZOPILOT_GPU_API_KEY"] = self.key
+        if self.keys:
+            found["ZOPILOT_GPU_API_KEY"] = ",".join(self.keys)
         return found
 
     @property

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from deploy import cards
+from deploy import cards, cost
 from deploy.bodies import Endpoint, GpuType, Pod, Volume
 from deploy.cards import Offer
 from deploy.order import Order, Refused
@@ -34,11 +34,13 @@ class Running:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One order on its way; whoever listens to the client is told every step."""
+    """One order on its way; whoever listens to the client is told every step. `budget` dollars, 0: none, are the most
+    that a pod may cost before it answers."""
 
     client: Client
     order: Order
     probe: Probe
+    budget: float = 0
 
     def up(self, wait_seconds: float) -> Running:
         """Make whatever is not there yet; returns when it answers. Raises Refused, ApiError or Fallen."""
@@ -59,10 +61,12 @@ class Rollout:
         return self._await_endpoint(thing, gpus, wait_seconds)
 
     def volume(self) -> Volume:
-        """The volume for the weights: found, or made where the cheapest card that holds the model is free."""
-        found = survey(self.client, self.order.name)
-        if found.volumes:
-            return found.volumes[0]
+        """The volume for the weights: found, or made where the cheapest card that holds the model is free. There may
+        be one in each data center that is asked for."""
+        asked = self.order.center
+        for volume in survey(self.client, self.order.name).volumes:
+            if asked in ("", volume.data_center):
+                return volume
         gpus = self.client.gpus("SERVERLESS" if self.order.serverless else "POD", self.order.cuda)
         offers = cards.offers(self.order.row, gpus, self.order.serverless, self.order.cards)
         for _, center in self._candidates(offers, []):
@@ -72,6 +76,9 @@ class Rollout:
     def _make(self, found: Standing, gpus: Sequence[GpuType]) -> Pod | Endpoint:
         """Try one candidate after the other while RunPod has no card free; what was made for one in vain is removed."""
         order = self.order
+        for volume in found.volumes if not order.baked else []:
+            if volume.size * 1e9 < order.weights:
+                raise Refused(f"{volume.name} ({volume.id}) has {volume.size} GB, too few for {order.row.name}")
         offers = cards.offers(order.row, gpus, order.serverless, order.cards)
         if not offers:
             raise Refused(f"RunPod's catalogue has no card that holds {order.row.name}{self._among}")
@@ -157,7 +164,11 @@ class Rollout:
     def _await_pod(self, pod: Pod, wait_seconds: float) -> Running:
         if pod.status == "EXITED":
             self.client.say(f"starting {pod.name}, which was stopped; ${pod.cost:.2f} an hour from now on")
-            self.client.act(pod.id, "start")
+            try:
+                self.client.act(pod.id, "start")
+            except NoCapacity as error:
+                again = removal(self.order.name, self.order.mode)
+                raise Fallen(f"{error}; a stopped pod stays on its host: {again}, then up takes another") from None
         url = self.probe.pod_url(pod.id)
 
         def look() -> tuple[bool, str]:
@@ -167,8 +178,10 @@ class Rollout:
                 raise Fallen(f"{pod.name} is {pod.status}; see: {self._logs}")
             return pod.status == "RUNNING" and self.probe.ready(url), f"{pod.name} is {pod.status} and not ready"
 
+        if self.budget and pod.cost:
+            wait_seconds = min(wait_seconds, cost.budget_seconds(self.budget, pod.cost))
         self._wait(look, wait_seconds)
-        if self.probe.refuses(url, self.order.key):
+        if self.probe.refuses(url, self.order.keys[0]):
             raise Fallen(f"{pod.name} answers, but not to ZOPILOT_GPU_API_KEY: it was started with another key")
         return Running(pod, url, pod.cost)
 

@@ -78,7 +78,7 @@ class Client:
 
     def fetch(self, kind: Kind[Thing]) -> list[Thing]:
         """All of the account's."""
-        return [_read(kind.answer, each) for each in self._ask("GET", kind.path)[kind.key]]
+        return self._list(kind.answer, kind.path, kind.key)
 
     def get(self, kind: Kind[Thing], id: str) -> Thing:
         return _read(kind.answer, self._ask("GET", f"{kind.path}/{id}"))
@@ -118,10 +118,10 @@ class Client:
     def gpus(self, product: str, cuda: str) -> list[GpuType]:
         """The catalogue's cards with their prices, and what of them is free now for `product` (POD or SERVERLESS)."""
         params = {"include": "AVAILABILITY", "product": product, "cloud": "SECURE", "minCudaVersion": cuda}
-        return [_read(GpuType, each) for each in self._ask("GET", "/v2/catalog/gpus", params)["gpus"]]
+        return self._list(GpuType, "/v2/catalog/gpus", "gpus", params)
 
     def data_centers(self) -> list[DataCenter]:
-        return [_read(DataCenter, each) for each in self._ask("GET", "/v2/catalog/datacenters")["dataCenters"]]
+        return self._list(DataCenter, "/v2/catalog/datacenters", "dataCenters")
 
     def workers(self, id: str) -> WorkerList:
         return _read(WorkerList, self._ask("GET", f"{ENDPOINTS.path}/{id}/workers"))
@@ -144,6 +144,8 @@ class Client:
                         yield line
                 if not follow:
                     return
+                failures += 1
+                self._back_off(failures)
             except httpx.ReadTimeout:
                 if not follow:
                     return
@@ -151,6 +153,13 @@ class Client:
                 failures += 1
                 self._back_off(failures)
         raise Unavailable(0, f"the log breaks off again and again: GET {path}")
+
+    def _list(self, form: type[Read], path: str, key: str, params: dict[str, str] | None = None) -> list[Read]:
+        """A list that is not there is no empty one: what stands would be made a second time."""
+        found = self._ask("GET", path, params)
+        if not isinstance(found, dict) or not isinstance(found.get(key), list):
+            raise Unavailable(0, f"RunPod's answer to GET {path} has no {key}")
+        return [_read(form, each) for each in found[key]]
 
     def _appeared(self, kind: Kind[Thing], name: str) -> Thing | None:
         for look in range(LOOKS):

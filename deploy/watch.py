@@ -51,22 +51,9 @@ class Watch:
             self.price = max(self.price, pod.cost)
             if why := self._due(pod, began):
                 self.client.say(f"stopping {pod.name}: {why}")
-                self.stop(pod)
+                stop(self.client, pod, self.price)
                 return why
             self.client.sleep(LOOK_SECONDS)
-
-    def stop(self, pod: Pod) -> None:
-        """Until RunPod says that it stands still."""
-        while True:
-            try:
-                self.client.act(pod.id, "stop")
-                if self.client.get(PODS, pod.id).status in OVER:
-                    return
-            except NotFound:
-                return
-            except ApiError as error:
-                self.client.say(f"{pod.name} is NOT stopped yet and costs ${self.price:.2f} an hour: {error}")
-            self.client.sleep(LOOK_SECONDS / 6)
 
     def _due(self, pod: Pod, began: float) -> str:
         """Why it is to be stopped now, two looks before it would be too late; "" where it is not."""
@@ -87,6 +74,20 @@ class Watch:
         ended = frozenset(str(each.get("request_id")) for each in status.get("recent", []))
         fresh, self._ended = ended - self._ended, ended
         return bool(status.get("active") or queue.get("waiting") or queue.get("running") or fresh)
+
+
+def stop(client: Client, pod: Pod, price: float) -> None:
+    """Until RunPod says that it stands still; at `price` dollars an hour until then."""
+    while True:
+        try:
+            client.act(pod.id, "stop")
+            if client.get(PODS, pod.id).status in OVER:
+                return
+        except NotFound:
+            return
+        except ApiError as error:
+            client.say(f"{pod.name} is NOT stopped yet and costs ${price:.2f} an hour: {error}")
+        client.sleep(LOOK_SECONDS / 6)
 
 
 def _began(pod: Pod, otherwise: float) -> float:

@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 import settings
 from deploy import arguments, cards, rehearsal, report, standing
 from deploy.bodies import Pod
-from deploy.order import Order, Refused
+from deploy.order import Refused
 from deploy.probe import Probe
 from deploy.problem import ApiError
 from deploy.rollout import Fallen, Rollout
 from deploy.runpod import ENDPOINTS, PODS, Client
-from deploy.watch import Watch
+from deploy.watch import Watch, stop
 from models import catalog
 from models.failure import Failure
 
@@ -62,7 +62,7 @@ def _say(line: str) -> None:
 
 def show_plan(options: argparse.Namespace) -> int:
     """What holds the model, what it costs and how long it takes to start; prices where there is a key."""
-    order = _order(options)
+    order = arguments.order(options)
     for line in report.tell_needs(order, cards.holding(order.row, order.cards)):
         print(line)
     if not settings.read(form=settings.Operator).runpod_key:
@@ -78,7 +78,7 @@ def show_plan(options: argparse.Namespace) -> int:
 
 def make_volume(options: argparse.Namespace) -> int:
     """Find or make the network volume for the weights, which is paid for until it is removed."""
-    order = _order(options)
+    order = arguments.order(options)
     with _client(options) as (client, probe), standing.told(client, order.name):
         volume = Rollout(client, order, probe).volume()
     if options.dry_run:
@@ -92,9 +92,11 @@ def fill_volume(options: argparse.Namespace) -> int:
     from deploy import upload
 
     with _client(options) as (client, _):
-        found = standing.survey(client, options.name).volumes
+        asked, volumes = options.data_center, standing.survey(client, options.name).volumes
+    found = [volume for volume in volumes if asked in ("", volume.data_center)]
     if len(found) != 1:
-        raise Refused(f"there are {len(found)} volumes of {options.name}, and one is needed: {PROGRAM} volume makes it")
+        where = ", ".join(volume.data_center for volume in volumes) or "none"
+        raise Refused(f"one volume is needed ({PROGRAM} volume makes it, --data-center chooses); there are: {where}")
     row, (volume,) = catalog.ROWS[options.model], found
     described = upload.upload(row, settings.store_path(), volume.id, volume.data_center)
     print(f"{described.tag} is on {volume.name} ({volume.id}), every byte read back")
@@ -103,38 +105,49 @@ def fill_volume(options: argparse.Namespace) -> int:
 
 def bring_up(options: argparse.Namespace) -> int:
     """Make what is not there yet, wait until it answers, and watch a pod where a limit is given."""
-    order = _order(options)
+    order = arguments.order(options)
     order.check()
+    if _limited(options) and order.mode != "pod":
+        raise Refused("--idle-minutes and --max-cost are for pods: an endpoint goes by its workers")
     with _client(options) as (client, probe), standing.told(client, order.name):
-        running = Rollout(client, order, probe).up(60 * options.wait_minutes)
+        try:
+            running = Rollout(client, order, probe, options.max_cost).up(60 * options.wait_minutes)
+        except (Fallen, Ended, ApiError):
+            for pod in standing.survey(client, order.name).pods if _limited(options) else []:
+                _say(f"stopping {pod.name}: it was not to run unwatched")
+                stop(client, pod, pod.cost)
+            raise
         if options.dry_run:
             return 0
         for line in report.tell_running(order, running, options.rate):
             print(line, flush=True)
-        if isinstance(running.thing, Pod):
+        if isinstance(running.thing, Pod) and _limited(options):
             _watch(options, client, probe, running.thing)
     return 0
 
 
+def _limited(options: argparse.Namespace) -> bool:
+    return bool(options.idle_minutes or options.max_cost)
+
+
 def _watch(options: argparse.Namespace, client: Client, probe: Probe, pod: Pod) -> None:
-    """Until the pod stands still, where that is asked for. Whoever ends us unseen ends the pod as well."""
-    if not (options.idle_minutes or options.max_cost):
-        return
-    key = (*settings.read().api_keys, "")[0]
-    price = max([gpu.price.secure for gpu in client.gpus("POD", options.cuda) if gpu.id == pod.card], default=0.0)
-    watch = Watch(client, probe, key, 60 * options.idle_minutes, options.max_cost, price)
+    """Until the pod stands still. Whoever ends us unseen ends the pod as well."""
+    key, price = (*settings.read().api_keys, "")[0], pod.cost
+    with suppress(ApiError):
+        price = max([price, *(gpu.price.secure for gpu in client.gpus("POD", cards.CUDA) if gpu.id == pod.card)])
     _say(f"watching {pod.name}; Ctrl-C leaves it running, unwatched")
     try:
+        watch = Watch(client, probe, key, 60 * options.idle_minutes, options.max_cost, price)
         print(f"stopped: {watch.run(pod)}")
     except Ended:
         _say(f"ended from outside: stopping {pod.name}, for nobody would see that it runs on")
-        watch.stop(pod)
+        stop(client, pod, price)
         raise
 
 
 def watch_pod(options: argparse.Namespace) -> int:
     """Stop a pod that is idle or over its budget, for as long as this runs."""
-    if not (options.idle_minutes or options.max_cost):
+    if not _limited(options):
         raise Refused("give --idle-minutes, --max-cost or both")
     with _client(options) as (client, probe), standing.told(client, options.name):
         pod = standing.survey(client, options.name).pod()
@@ -191,7 +204,7 @@ def take_down(options: argparse.Namespace) -> int:
 @contextmanager
 def _client(options: argparse.Namespace) -> Iterator[tuple[Client, Probe]]:
     key, transport = settings.read(form=settings.Operator).runpod_key, None
-    if getattr(options, "dry_run", False):
+    if options.dry_run:
         transport = rehearsal.Rehearsal(options.data_center)
     elif not key:
         raise Refused("RUNPOD_API_KEY is not set")
@@ -202,28 +215,6 @@ def _client(options: argparse.Namespace) -> Iterator[tuple[Client, Probe]]:
     finally:
         client.close()
         probe.close()
-
-
-def _order(options: argparse.Namespace) -> Order:
-    known = settings.read(form=settings.Operator)
-    rehearsed = rehearsal.CENTER if getattr(options, "dry_run", False) else ""
-    least = options.workers_min if options.workers_min is not None else int(options.mode == "lb")
-    return Order(
-        name=options.name,
-        mode=options.mode,
-        row=catalog.ROWS[options.model],
-        image=options.image,
-        key=",".join(settings.read().api_keys),
-        env=dict(options.env),
-        cards=options.card,
-        center=options.data_center or rehearsed,
-        baked=options.baked,
-        volume_size=options.volume_size,
-        disk=options.disk,
-        workers=(least, options.workers_max),
-        cuda=options.cuda,
-        registry=(known.registry_user, known.registry_password),
-    )
 
 
 COMMANDS = {

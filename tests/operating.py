@@ -18,7 +18,7 @@ from tests.control_plane import KEY, Plane, serve
 
 ENVIRONMENT = {
     "RUNPOD_API_KEY": KEY,
-    "ZOPILOT_GPU_API_KEY": "sesame",
+    "ZOPILOT_GPU_API_KEY": "sesame,mellon",
     "ZOPILOT_REGISTRY_USER": "reader",
     "ZOPILOT_REGISTRY_PASSWORD": "swordfish",
 }

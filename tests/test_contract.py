@@ -43,7 +43,7 @@ def http(plane: Plane) -> Iterator[httpx.Client]:
 
 def body_of(mode: Mode, **more: Any) -> dict[str, Any]:
     """What would be sent for Mixtral."""
-    order = Order(name="z", mode=mode, row=catalog.MIXTRAL, image="a/b:1", key="k", workers=(1, 3), **more)
+    order = Order(name="z", mode=mode, row=catalog.MIXTRAL, image="a/b:1", keys=("k",), workers=(1, 3), **more)
     gpu = {"id": "NVIDIA GeForce RTX 5090", "name": "RTX 5090", "pool": "ADA_32_PRO", "memory": 32}
     price = {"secure": 0.99, "community": 0.69, "serverless": 1.58}
     (offer,) = cards.offers(order.row, [GpuType.model_validate({**gpu, "price": price})], mode != "pod")

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from deploy.watch import Watch
+from models.catalog import Model
 from scripts import deploy
 from tests.contract import MISSING, contract
 from tests.control_plane import KEY, Fault
@@ -76,7 +77,7 @@ def test_a_rehearsal_is_what_is_sent_afterwards(operator: Operator, capsys: pyte
         (body,) = [line["body"] for line in rehearsed if line.get("body", {}).get("name") == f"zopilot-{mode}"]
         (real,) = [each.body for each in operator.plane.posts() if each.body["name"] == f"zopilot-{mode}"]
         assert body.keys() == real.keys()
-        hidden = {"ZOPILOT_GPU_API_KEY": "sesame"}
+        hidden = {"ZOPILOT_GPU_API_KEY": "sesame,mellon"}
         assert {**body["env"], **hidden} == real["env"]
         for name in ("image", "ports", "disk", "workers", "scaling", "timeout", "flashboot", "cloud"):
             assert body.get(name) == real.get(name)
@@ -107,11 +108,12 @@ def test_a_rehearsal_shows_no_secret_and_needs_no_key(
         (["up", "--mode", "cluster", "--image", IMAGE], "invalid choice"),
         (["up", "--mode", "pod"], "--image"),
         (["up", "--image", IMAGE], "--mode"),
+        (["up", "--mode", "lb", "--image", IMAGE, "--max-cost", "3"], "are for pods"),
         (["watch"], "give --idle-minutes, --max-cost or both"),
         (["watch", "--max-cost", "0"], "is no number above 0"),
         (["watch", "--max-cost", "nan"], "is no number above 0"),
         (["watch", "--idle-minutes", "10"], "there is no pod zopilot-pod"),
-        (["upload"], "there are 0 volumes of zopilot"),
+        (["upload"], "one volume is needed (scripts/deploy volume makes it, --data-center chooses); there are: none"),
         (["down", "--everything"], "unrecognized"),
         ([], "COMMAND"),
     ],
@@ -173,6 +175,28 @@ def test_status_says_what_stands_what_it_costs_and_whether_it_answers(operator: 
     assert "zopilot-pod: not ready" in operator.run("status").out
 
 
+def test_weights_go_onto_the_volume_that_is_meant(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What brings them there is tested with it."""
+    brought: list[tuple[str, str, str]] = []
+
+    class Described:
+        tag = "smollm2-135m-instruct:1"
+
+    def upload(model: Model, store: Path, volume: str, center: str) -> Described:
+        brought.append((model.name, volume, center))
+        return Described()
+
+    monkeypatch.setattr("deploy.upload.upload", upload)
+    assert operator.run("volume", "--model", "smollm2-135m-instruct").status == 0
+    ran = operator.run("upload", "--model", "smollm2-135m-instruct")
+    assert ran.out == "smollm2-135m-instruct:1 is on zopilot-weights (vol1), every byte read back\n"
+    assert operator.run("volume", "--data-center", "EU-RO-1").status == 0
+    assert operator.run("upload").status == 2
+    assert operator.run("upload", "--data-center", "EU-RO-1").status == 0
+    assert brought == [("smollm2-135m-instruct", "vol1", "US-KS-2"), ("mixtral-8x7b-instruct", "vol2", "EU-RO-1")]
+    assert operator.run("upload", "--data-center", "EU-CZ-1").status == 2
+
+
 def test_logs_of_a_pod_and_of_workers(operator: Operator) -> None:
     assert operator.run("logs", "--mode", "queue").status == 1
     assert operator.run(*up("pod")).status == 0
@@ -208,6 +232,30 @@ def test_whoever_ends_the_watch_unseen_ends_the_pod(
     assert pod["status"] == ("EXITED" if stopped else "RUNNING")
     assert f"pod zopilot-pod ({pod['id']}): {pod['status']}" in ran.err
     assert "remove it: scripts/deploy down --name zopilot --mode pod" in ran.err
+
+
+@pytest.mark.parametrize("limit", [("--idle-minutes", "5"), ("--max-cost", "0.0001"), ()])
+def test_a_pod_with_a_limit_that_never_answers_is_stopped(operator: Operator, limit: tuple[str, ...]) -> None:
+    """The budget ends the wait of 20 minutes; without one a short wait does."""
+    operator.plane.stopped = True
+    ran = operator.run(*up("pod", *limit, *(() if "--max-cost" in limit else ("--wait-minutes", "0.002"))))
+    assert ran.status == 1
+    (pod,) = operator.plane.things["/v2/pods"].values()
+    assert pod["status"] == ("EXITED" if limit else "RUNNING")
+    assert "does not answer" in ran.err or "not ready" in ran.err
+    assert f"pod zopilot-pod ({pod['id']}): {pod['status']}" in ran.err
+
+
+def test_a_pod_with_a_limit_does_not_run_on_when_runpod_fails_on_the_way(operator: Operator) -> None:
+    operator.run(*up("pod"))
+    operator.run("down", "--mode", "pod")
+    operator.plane.requests.clear()
+    operator.plane.faults = {11: Fault(403)}
+    ran = operator.run(*up("pod", "--idle-minutes", "5"))
+    assert ran.status == 1
+    (pod,) = operator.plane.things["/v2/pods"].values()
+    assert pod["status"] == "EXITED"
+    assert "stopping zopilot-pod: it was not to run unwatched" in ran.err
 
 
 def test_an_interrupted_up_names_what_stands(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from models import catalog, machine
 from models.failure import Failure
 
 DIGEST = "@sha256:" + "0" * 64
-ORDER = Order(name="z", mode="pod", row=catalog.MIXTRAL, image="a/b:1", key="k", workers=(1, 3))
+ORDER = Order(name="z", mode="pod", row=catalog.MIXTRAL, image="a/b:1", keys=("k",), workers=(1, 3))
 GIANT = replace(catalog.SHIZHENGPT, config={**catalog.SHIZHENGPT.config}, memory=0)
 
 
@@ -47,8 +47,8 @@ def test_a_name_is_one_that_every_thing_can_have(name: str) -> None:
 
 def test_a_pod_without_a_key_is_refused_for_its_address_is_public() -> None:
     with pytest.raises(settings.SettingError, match="ZOPILOT_GPU_API_KEY is not set; the proxy of a RunPod pod"):
-        replace(ORDER, key="").check()
-    replace(ORDER, key="", mode="queue").check()
+        replace(ORDER, keys=()).check()
+    replace(ORDER, keys=(), mode="queue").check()
 
 
 def test_a_balancer_without_a_worker_is_refused_where_it_would_not_wait_long_enough() -> None:
@@ -100,7 +100,7 @@ def test_a_start_longer_than_seven_minutes_is_announced() -> None:
 
 
 def test_no_secret_shows_when_an_order_is_printed() -> None:
-    order = replace(ORDER, key="sesame", registry=("reader", "swordfish"))
+    order = replace(ORDER, keys=("sesame",), registry=("reader", "swordfish"))
     assert "sesame" not in repr(order)
     assert "swordfish" not in repr(order)
 

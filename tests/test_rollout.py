@@ -295,6 +295,37 @@ def test_a_stopped_pod_is_started_again(operator: Operator) -> None:
     assert len(operator.plane.things["/v2/pods"]) == 1
 
 
+def test_a_stopped_pod_whose_host_is_full_says_what_to_do(operator: Operator) -> None:
+    assert operator.run(*up("pod")).status == 0
+    (pod,) = operator.plane.things["/v2/pods"].values()
+    pod.update(status="EXITED", actions=["start", "terminate"], cost=0.0)
+    full = "There are not enough free GPUs on the host machine to start this pod."
+    operator.plane.always, operator.plane.only = Fault(400, detail=full), "POST"
+    ran = operator.run(*up("pod"))
+    assert ran.status == 1
+    assert "scripts/deploy down --name zopilot --mode pod, then up takes another" in ran.err
+    check_told(operator, ran)
+
+
+def test_a_volume_too_small_for_the_model_is_not_used(operator: Operator) -> None:
+    assert operator.run("volume", "--model", "smollm2-135m-instruct").status == 0
+    ran = operator.run(*up("queue"))
+    assert ran.status == 2
+    assert "has 10 GB, too few for mixtral-8x7b-instruct" in ran.err
+    check_told(operator, ran)
+
+
+def test_an_endpoint_spans_the_places_that_have_the_weights(operator: Operator) -> None:
+    for center in ("EU-RO-1", "US-KS-2"):
+        assert operator.run("volume", "--data-center", center).status == 0
+    assert operator.run(*up("queue")).status == 0
+    (endpoint,) = operator.plane.things["/v2/serverless"].values()
+    assert endpoint["dataCenterIds"] == ["EU-RO-1", "US-KS-2"]
+    assert endpoint["networkVolumes"] == list(operator.plane.things["/v2/network-volumes"])
+    assert operator.run("down", "--volume").status == 0
+    assert operator.plane.everything == []
+
+
 @pytest.mark.parametrize(("mode", "told"), [("pod", "is RUNNING and not ready"), ("lb", "0 of 1 workers ready")])
 def test_what_does_not_answer_is_told_with_its_price(
     operator: Operator, monkeypatch: pytest.MonkeyPatch, mode: str, told: str

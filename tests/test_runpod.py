@@ -179,6 +179,25 @@ def test_an_answer_that_cannot_be_read_is_none(waits: list[float]) -> None:
         assert asked == ["POST", "GET"]
 
 
+@pytest.mark.parametrize(
+    "content", [b"{}", b"[]", b"null", b'{"pods": null}', b'{"registries": []}', b'{"pods": [{}]}']
+)
+def test_a_list_that_is_not_there_is_not_taken_for_an_empty_one(content: bytes) -> None:
+    with pytest.raises(Unavailable, match="RunPod's answer"):
+        mocked(lambda request: httpx.Response(200, content=content)).fetch(PODS)
+
+
+def test_a_followed_log_that_ends_again_and_again_is_given_up(client: Client, plane: Plane, waits: list[float]) -> None:
+    plane.answer("POST", "/v2/pods", {"authorization": f"Bearer {KEY}", "content-type": "application/json"}, _json(POD))
+    plane.logs = [event(1, "one")]
+    lines = client.logs("/v2/pods/pod1/logs", 100, follow=True)
+    assert next(lines).line == "one"
+    with pytest.raises(Unavailable):
+        next(lines)
+    assert len(waits) == TRIES
+    assert len(plane.resumed) >= TRIES
+
+
 def test_a_server_that_is_not_there_got_no_post(waits: list[float]) -> None:
     asked: list[str] = []
 
