@@ -13,11 +13,12 @@ from typing import Any
 import bentoml
 import openai
 
+PROMPT = "What kind of document is it, and in which currency?"
 DOCUMENT = "INVOICE no. 77\nGarden tools\nTotal: 45.00 EUR"
 SCHEMA = {
     "type": "object",
-    "properties": {"number": {"type": "string", "maxLength": 12}, "total": {"type": "number"}},
-    "required": ["number", "total"],
+    "properties": {"kind": {"enum": ["invoice", "letter"]}, "currency": {"enum": ["EUR", "USD", None]}},
+    "required": ["kind", "currency"],
     "additionalProperties": False,
 }
 
@@ -25,7 +26,7 @@ SCHEMA = {
 def by_bentoml(url: str, key: str) -> Any:
     """The answer of /prompt. What the service refuses raises BentoMLException with its typed error."""
     with bentoml.SyncHTTPClient(url, token=key or None, timeout=300) as client:
-        answer = client.prompt({"prompt": "Extract.", "context": {"document": DOCUMENT}, "schema": SCHEMA})
+        answer = client.prompt({"prompt": PROMPT, "context": {"document": DOCUMENT}, "schema": SCHEMA})
     if not answer["success"]:
         # A pod's proxy waits 100 seconds: what takes longer has become a job. jobs.py fetches such answers.
         raise TimeoutError(f"it goes on at {answer['location']}")
@@ -38,7 +39,7 @@ def by_openai(url: str, key: str) -> Any:
         model = client.models.list().data[0].id
         answer = client.chat.completions.create(
             model=model,
-            messages=[{"role": "user", "content": f"Extract number and total.\n\n{DOCUMENT}"}],
+            messages=[{"role": "user", "content": f"{PROMPT}\n\n{DOCUMENT}"}],
             response_format={"type": "json_schema", "json_schema": {"name": "invoice", "schema": SCHEMA}},
         )
     return json.loads(answer.choices[0].message.content or "")
