@@ -87,6 +87,8 @@ class Front:
                 raise Failure("model_unavailable", self._backend.failed)
             if self.draining:
                 raise failure("draining")
+            if scope["path"] == "/readyz" and not self._backend.ready:  # we see that it is a moment after it is
+                raise failure("model_loading")
             if found := JOB.fullmatch(scope["path"]):
                 return await self._manage(scope["method"], found[1], headers, caller)
             if scope["method"] == "POST":
