@@ -87,6 +87,8 @@ class Front:
                 raise Failure("model_unavailable", self._backend.failed)
             if self.draining:
                 raise failure("draining")
+            if scope["path"] == "/readyz" and not self._backend.ready:  # we see that it is a moment after it is
+                raise failure("model_loading")
             if found := JOB.fullmatch(scope["path"]):
                 return await self._manage(scope["method"], found[1], headers, caller)
             if scope["method"] == "POST":
@@ -206,8 +208,7 @@ async def _leave(receive: Receive) -> None:
 
 
 async def _copy(response: httpx.Response, caller: Caller, send: Send) -> None:
-    """What breaks off ends with a typed event where it is a stream of these, else without its end, as a broken
-    connection."""
+    """What breaks off ends with a typed event where it is a stream of these, else as a broken connection."""
     kept = [(name, value) for name, value in response.headers.raw if name.decode().lower() not in SERVERS]
     await send({"type": "http.response.start", "status": response.status_code, "headers": kept})
     try:

@@ -31,7 +31,9 @@ def check(engine: str, tag: str, variant: str, sbom: Path) -> list[str]:
     """All that is wrong with it, one line each; writes the SBOM in CycloneDX's form to `sbom`."""
     findings = lint()
     about = json.loads(run(engine, "image", "inspect", tag))[0]
-    findings += judge_config(about["Config"]) + judge_history(run(engine, "history", "--no-trunc", tag))
+    findings += judge_config(about["Config"], healthcheck(about)) + judge_history(
+        run(engine, "history", "--no-trunc", tag)
+    )
     pinned = read_locks(variant)
     contents = look(engine, tag)
     findings += judge_contents(contents) + compare("the image", contents["packages"], pinned)
@@ -43,11 +45,19 @@ def check(engine: str, tag: str, variant: str, sbom: Path) -> list[str]:
 
 def lint() -> list[str]:
     """What hadolint says of the Containerfile; what is ignored says there why."""
-    command = [TOOLS / "hadolint", "--no-color", ROOT / "deploy" / "Containerfile"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    command = [str(TOOLS / "hadolint"), "--no-color", str(ROOT / "deploy" / "Containerfile")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (found.stdout + found.stderr).splitlines()
 
 
-def judge_config(config: dict[str, Any]) -> list[str]:
+def healthcheck(about: dict[str, Any]) -> list[str]:
+    """An image's own; docker and podman tell it in different places."""
+    found = about["Config"].get("Healthcheck") or about.get("Healthcheck") or {}
+    test: list[str] = found.get("Test", [])
+    return test
+
+
+def judge_config(config: dict[str, Any], health: list[str]) -> list[str]:
     """As the engine tells it."""
     labels, environ = config.get("Labels") or {}, dict(each.split("=", 1) for each in config["Env"])
     wrong = []
@@ -57,7 +67,7 @@ def judge_config(config: dict[str, Any]) -> list[str]:
         ("command", [], config.get("Cmd") or []),
         ("stop signal", "SIGTERM", config.get("StopSignal") or "SIGTERM"),
         ("ports", ["3000/tcp"], list(config.get("ExposedPorts") or {})),
-        ("health check", "CMD", (config.get("Healthcheck") or {}).get("Test", [""])[0]),
+        ("health check", ["CMD", "python", "-c"], health[:3]),
         ("title", "zopilot-gpu", labels.get(f"{PREFIX}title")),
         ("licenses", "Apache-2.0", labels.get(f"{PREFIX}licenses")),
         *((name, value, environ.get(name)) for name, value in ENVIRONMENT.items()),
@@ -120,7 +130,7 @@ def compare(where: str, found: dict[str, str], pinned: dict[str, str]) -> list[s
 def list_packages(engine: str, tag: str, sbom: Path) -> None:
     """Have syft write it."""
     with scanned(engine, tag) as place:
-        command = [TOOLS / "syft", "scan", place, "--quiet", "--override-default-catalogers", "image"]
+        command = [str(TOOLS / "syft"), "scan", place, "--quiet", "--override-default-catalogers", "image"]
         command += ["--source-name", tag, "--output", f"cyclonedx-json={sbom}"]
         environ = {**os.environ, "SYFT_CHECK_FOR_APP_UPDATE": "false"}
         subprocess.run(command, env=environ, check=True)

@@ -9,24 +9,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-COMMANDS = [
-    "gcc",
-    "cc",
-    "c++",
-    "clang",
-    "ld",
-    "as",
-    "make",
-    "cmake",
-    "ninja",
-    "git",
-    "gpg",
-    "pip",
-    "pip3",
-    "uv",
-    "conda",
-]
-COMMANDS += ["curl", "wget", "ssh"]
+COMMANDS = ["gcc", "cc", "c++", "clang", "ld", "as", "make", "cmake", "ninja", "git", "gpg", "pip", "pip3", "uv"]
+COMMANDS += ["conda", "curl", "wget", "ssh"]
 CACHES = ["/root/.cache", "/tmp/*", "/var/tmp/*", "/var/lib/apt/lists/*_*", "/var/cache/apt/archives/*.deb"]
 USER = 1034
 

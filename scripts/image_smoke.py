@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import jsonschema_rs
 
+from scripts import image_check
+
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 180.0
 GRACE = 30
@@ -71,8 +73,9 @@ def _smoke(engine: list[str], tag: str, home: Path | None, name: str, key: str, 
         wrong = ask(client, key)
     found = json.loads(inside(engine, name, "-c", INSIDE))
     wrong += [f"{what} is {found[what]!r}, not {wanted!r}" for what, wanted in WANTED.items() if found[what] != wanted]
+    about = json.loads(subprocess.check_output([*engine, "image", "inspect", tag]))[0]
     try:
-        inside(engine, name, *healthcheck(engine, tag))
+        inside(engine, name, *image_check.healthcheck(about)[2:])
     except subprocess.CalledProcessError:
         wrong.append("its health check fails")
     stopping = time.monotonic()
@@ -137,13 +140,6 @@ def inside(engine: list[str], name: str, *arguments: str) -> str:
     """What the container's own Python prints; raises CalledProcessError."""
     command = [*engine, "exec", name, "python", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def healthcheck(engine: list[str], tag: str) -> list[str]:
-    """The image's own, without its `CMD python`."""
-    config = json.loads(subprocess.check_output([*engine, "image", "inspect", tag]))[0]["Config"]
-    test: list[str] = config["Healthcheck"]["Test"]
-    return test[2:]
 
 
 def logs(engine: list[str], name: str) -> list[str]:

@@ -21,8 +21,10 @@ def test_a_built_bento_serves(tiny_home: Path, tmp_path: Path) -> None:
     tag = bentoml(tiny_home, "build", "-o", "tag").strip().rpartition(":")[2]
     built = tiny_home / "bentos" / "zopilot-gpu" / tag
     packed = {str(path.relative_to(built / "src")) for path in (built / "src").rglob("*") if path.is_file()}
-    code = {str(p.relative_to(ROOT)) for part in ("serving", "models") for p in (ROOT / part).rglob("*.py")}
-    assert packed == code | {"service.py", "settings.py", "LICENSE", "requirements.lock", "bentofile.yaml"}
+    code = {str(p.relative_to(ROOT)) for part in ("serving", "models", "deploy") for p in (ROOT / part).rglob("*.py")}
+    scripts = {f"scripts/{name}.py" for name in ("import_model", "doctor", "kernels")}
+    locks = {f"requirements{name}.lock" for name in ("", "-deploy", "-cuda")}
+    assert packed == code | scripts | locks | {"service.py", "settings.py", "LICENSE", "bentofile.yaml"}
     assert not list(built.rglob("*.safetensors"))
     with serve(tiny_home, tmp_path / "log", target=f"zopilot-gpu:{tag}") as server:
         body = {"prompt": "which?", "labels": ["a", "b"]}

@@ -142,6 +142,8 @@ def test_only_settings_reads_the_environment(path: Path) -> None:
     assert not reads or module(path) in (
         "settings",
         "scripts.serve",
+        "scripts.image",
+        "scripts.image_check",
         "benchmarks.peers",
         "deploy.__main__",
         "deploy.backend",

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,14 @@ def test_the_store_is_where_bentoml_looks(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("BENTOML_HOME")
     monkeypatch.setenv("HOME", "/root-of-someone")
     assert str(settings.store_path()) == "/root-of-someone/bentoml/models"
+
+
+def test_what_lies_beside_a_store_that_is_linked_lies_on_its_volume(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "models").symlink_to("/the-volume/models")
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
+    assert str(settings.store_path()) == "/the-volume/models"
 
 
 def test_what_is_kept_for_shapes_is_bounded_before_torch_comes_in() -> None:
