@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ.setdefault("TRITON_INTERPRET", "1")  # scripts/test --gpu says 0
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads on a shared core wait for each other longer than they compute
 
 import httpx
 import pytest
