@@ -154,15 +154,6 @@ def tiny(tiny_home: Path) -> store.Loaded:
     return store.load(manifest.locate(catalog.SMOLLM2, tiny_home / "models"), torch.device("cpu"))
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """On cores that others use as well, torch's threads wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def mixtral_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
     """Mixtral-8x7B-Instruct's real tokenizer and chat template, from mistral-common's file."""

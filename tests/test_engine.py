@@ -31,7 +31,6 @@ from models.schema.dialect import Schema
 from models.template import Template, Turn
 from tests.conftest import EXAMPLES, started
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [
     "What is the capital of France?",
     "List three colours.",

@@ -28,7 +28,6 @@ from models.ticket import Ticket
 from serving.protocol import Prompt
 from tests.test_closing import schema_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STOPS = {3, 50, 77}
 VOCABULARY = 256
 LONGEST = 24  # tokens of an answer

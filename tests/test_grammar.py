@@ -31,7 +31,6 @@ from models.runtime import stop_ids
 from models.schema.patterns import portable
 from tests.conftest import EXAMPLES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLE_SCHEMAS = {path.stem: json.loads(path.read_text()) for path in sorted((EXAMPLES / "schemas").glob("*.json"))}
 STRING = {"type": "string"}
 

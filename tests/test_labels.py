@@ -35,7 +35,6 @@ from models.template import Template
 from serving.protocol import Prompt
 from tests.conftest import started
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
 EMPTY = ("N/A", "", "...")  # documents that say nothing
 LISTING = replace(SMOLLM2, lists_labels=True)
