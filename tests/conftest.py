@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ.setdefault("TRITON_INTERPRET", "1")  # scripts/test --gpu says 0
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads on a shared core wait for each other longer than they compute
 
 import httpx
 import pytest
@@ -151,15 +152,6 @@ def encoder_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_home: Path) -> store.Loaded:
     """The tiny model, loaded afresh for one test."""
     return store.load(manifest.locate(catalog.SMOLLM2, tiny_home / "models"), torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """On cores that others use as well, torch's threads wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from models.engine.attention import Span, arrange, flat_attention
 from models.engine.cache import BLOCK, Cache
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HEADS, KV_HEADS, DIM = 6, 2, 8
 SCALING = DIM**-0.5
 

@@ -64,11 +64,6 @@ def pairs() -> list[tuple[str, str]]:
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet(one_thread: None) -> None:
-    """Two cores are shared with others."""
-
-
 @pytest.fixture(scope="module")
 def encoders(encoder_home: Path) -> Iterator[Encoders]:
     found = Encoders(encoder_home / "models", machine.look("cpu"), rows=8, most=8)

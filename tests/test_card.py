@@ -49,7 +49,6 @@ from models.nf4.paths import Tile
 from models.nf4.slices import Slices
 from tests.conftest import ROOT, TINY_MIXTRAL
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 CONFIG = TINY_MIXTRAL
 BF16 = plan.make("tiny", CONFIG.to_dict(), "bfloat16")
@@ -90,7 +89,7 @@ def there(model: PreTrainedModel) -> Rig:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Found:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """A whole run of all sections but the kernels' own, in bf16, read back from its file."""
     path = tmp_path_factory.mktemp("card") / run.file_name("A Card", 2)
     wanted = tuple(Small(each.name, 1, "") for each in SECTIONS if each.name not in KERNELS)

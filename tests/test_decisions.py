@@ -30,7 +30,6 @@ from models.scoring import EMPTY, spell
 from models.template import Template, Turn
 from tests.conftest import started
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
 TAG = "smollm2-135m-instruct:tiny"
 DOCUMENT = "INVOICE no. 77\nTwo chairs, 12.50 EUR each.\nPaid in cash, thank you. " * 6

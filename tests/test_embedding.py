@@ -54,11 +54,6 @@ class Asked:
         return f"texts.{at}"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet(one_thread: None) -> None:
-    """Two cores are shared with others."""
-
-
 @pytest.fixture(scope="module")
 def encoders(encoder_home: Path) -> Iterator[Encoders]:
     found = Encoders(encoder_home / "models", machine.look("cpu"), rows=4, most=40)

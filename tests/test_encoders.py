@@ -203,7 +203,7 @@ def test_a_card_without_room_for_it_and_an_import_after_the_start_are_told(tmp_p
         plan.of_row(row).budget(replace(small, free=small.free - plan.set_aside(both)))
 
 
-def test_batches_of_two_requests_take_turns(encoders: Encoders, one_thread: None) -> None:
+def test_batches_of_two_requests_take_turns(encoders: Encoders) -> None:
     """The one thread that computes takes them as they come: a small request is done long before a large one."""
     done: list[int] = []
 

@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
-def poisoned(one_thread: None) -> Iterator[None]:
+def poisoned() -> Iterator[None]:
     """What `new_empty` returns is full of NaN."""
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)

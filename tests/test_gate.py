@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scripts import kernels
 from tests.conftest import ROOT
 
 SHARED = {90: 232_448, 120: 101_376}  # bytes a program may have; CUDA C++ programming guide, table of capabilities
@@ -72,15 +73,14 @@ def test_what_is_compiled_once_is_found_again(compiled: list[dict[str, Any]], fo
     assert len(list(folder.glob("*/cuda_utils*.so"))) == 1  # what launches them needs no compiler there either
 
 
-def test_in_the_interpreter_nothing_is_compiled_and_it_says_so() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "scripts.kernels"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr == "scripts/kernels: TRITON_INTERPRET is set, which compiles nothing\n"
+def test_in_the_interpreter_nothing_is_compiled_and_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["scripts/kernels"])
+    with pytest.raises(SystemExit) as refused:
+        kernels.main()
+    assert refused.value.code == "scripts/kernels: TRITON_INTERPRET is set, which compiles nothing"
 
 
-def test_the_gate_sees_a_step_that_waits(tmp_path: Path) -> None:
+def test_the_gate_sees_a_step_that_waits(folder: Path) -> None:
     """A launch that reads what the device has computed fails there, since nothing is."""
     code = (
         "from scripts import kernels\n"
@@ -89,6 +89,6 @@ def test_the_gate_sees_a_step_that_waits(tmp_path: Path) -> None:
         "products.gather = lambda *given: (found := gather(*given), found.starts.tolist())[0]\n"
         "kernels.compile_all((12, 0))\n"
     )
-    done = run(tmp_path, "-c", code)
+    done = run(folder, "-c", code)
     assert done.returncode != 0
     assert "meta" in done.stderr

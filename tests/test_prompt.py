@@ -32,7 +32,6 @@ from models.ticket import Pending, Ticket
 from serving.protocol import Prompt
 from tests.conftest import EXAMPLES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
 LABEL = {"type": "object", "properties": {"label": {"enum": ["a", "b"]}}, "required": ["label"]}
 TEXT = {

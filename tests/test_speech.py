@@ -25,7 +25,6 @@ from models.text import LOST, Stops, Text
 from serving.chat import Request
 from tests.conftest import started
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NEVER = float("inf")
 RECORD = {
     "type": "object",

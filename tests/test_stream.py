@@ -14,8 +14,6 @@ from models.engine.stream import Stream
 from models.failure import Failure
 from models.runtime import stop_ids
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def engine(tiny_home: Path) -> Iterator[Engine]:

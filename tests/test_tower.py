@@ -35,7 +35,7 @@ def oracle() -> Qwen2_5_VLForConditionalGeneration:
 
 
 @pytest.fixture(autouse=True)
-def inference(one_thread: None) -> Iterator[None]:
+def inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
 

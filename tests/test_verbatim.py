@@ -32,7 +32,6 @@ from models.schema.dialect import Schema
 from models.schema.fields import fields
 from models.template import Template, Turn
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RECEIPT = """ACME "Zürich" GmbH\tNo. INV-2041\\7
 Date: 12/03/2024   due 2024-04-11
 3 x café crème 4.50 = 13.50 €

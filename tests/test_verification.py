@@ -1240,7 +1240,6 @@ def test_who_was_right_is_counted_row_by_row() -> None:
     assert counts == {"both right": 1, "only ours": 1, "only theirs": 1, "none": 1}
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_both_ways_decide_the_same_rows(tiny_server: Server, tiny_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("netcal.metrics", reason="pip install --no-deps netcal==1.4.0")
     told = {"url": tiny_server.url, "key": "", "folder": tiny_folder, "classes": 4, "rows": 60}
