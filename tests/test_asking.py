@@ -18,7 +18,7 @@ from deploy.inputs import read
 from models.failure import Failure
 from tests.conftest import serve
 
-PROMPT = read({"prompt": "x", "format": "text", "max_new_tokens": 300})
+PROMPT = read({"prompt": "x", "format": "text", "max_new_tokens": 100})
 CHAT = read({"route": "/v1/chat/completions", "body": {"model": "any", "stream": True}})
 
 
@@ -56,12 +56,12 @@ def test_a_full_queue_is_waited_out(tiny_home: Path, tmp_path: Path) -> None:
     """Of eight that are too much for it together, each is answered in its turn; who may not wait is told so."""
 
     async def all_at_once(front: Front) -> list[Any]:
-        asked = [asyncio.create_task(ask(front)) for _ in range(8)]
+        asked = [asyncio.create_task(ask(front, seconds=250)) for _ in range(8)]
         await asyncio.sleep(0.5)
         hasty, _ = await ask(front, seconds=0.1)
         return [hasty, *(answer for answer, _ in await asyncio.gather(*asked))]
 
-    with serve(tiny_home, tmp_path / "log", ZOPILOT_QUEUE_TOKENS="3000") as server:
+    with serve(tiny_home, tmp_path / "log", ZOPILOT_QUEUE_TOKENS="1000") as server:
         hasty, *others = asyncio.run(all_at_once(Front(server.url)))
         assert (hasty.code, hasty.retry_after is not None) == ("queue_full", True)
         assert [other.code for other in others] == ["answer_truncated"] * 8
