@@ -41,11 +41,6 @@ class Asker:
             trust_env=False,
         )
 
-    def room(self) -> int:
-        """How many tokens of requests the engine holds at once."""
-        told = httpx.get(f"{self._backend.url}/health", headers=self._backend.headers, trust_env=False).json()
-        return int(told["engine"]["kv_tokens"]["budget"])
-
     async def wait(self, seconds: float = float("inf")) -> None:
         """Until the service is ready; raises Failure where it never will be, or not in time."""
         end = time.monotonic() + seconds

@@ -5,7 +5,10 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
+
+import httpx
 
 import settings
 from deploy.asking import Asker
@@ -13,6 +16,7 @@ from deploy.backend import Backend
 from settings import Container, SettingError
 
 DRAINED, CRASHED, CUT = 0, 69, 75
+WAIT_SECONDS = 0.5
 STOP_SECONDS = 5.0  # for a service that has nothing to do
 TOKENS_OF_A_JOB = 2048  # so many jobs are taken at once as fit the engine with this
 MOST = 64
@@ -37,22 +41,34 @@ def run(container: Container, backend: Backend) -> int:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, tell)
     backend.start()
-    while not backend.wait(0.5) and not backend.failed and not told.is_set():
-        pass
-    if not backend.ready:
-        backend.stop(STOP_SECONDS)
-        return _report(backend, late=False)
-    return _work(container, backend, told)
+    try:
+        room = _wait(backend, told)
+        late = _work(container, backend, told, room) if room else False
+    finally:
+        stopped = backend.stop(STOP_SECONDS)
+    return _report(backend, late or (bool(room) and not stopped))
 
 
-def _work(container: Container, backend: Backend, told: threading.Event) -> int:
+def _wait(backend: Backend, told: threading.Event) -> int:
+    """Until it is ready; how many jobs it has room for. 0: it has failed, or is not needed any more."""
+    while not backend.failed and not told.is_set():
+        if backend.wait(WAIT_SECONDS):
+            with suppress(httpx.TransportError):
+                health = httpx.get(f"{backend.url}/health", headers=backend.headers, trust_env=False)
+                if health.status_code == 200:
+                    tokens = int(health.json()["engine"]["kv_tokens"]["budget"])
+                    return max(1, min(MOST, tokens // TOKENS_OF_A_JOB))
+    return 0
+
+
+def _work(container: Container, backend: Backend, told: threading.Event, room: int) -> bool:
+    """Take jobs until it is told to end or the service has failed; whether some were cut."""
     import runpod  # 2 s, and none of it is needed elsewhere
     from runpod.serverless.modules import rp_scale
 
     from deploy.scaler import Scaler
 
     asker = Asker(backend, settings.read().deadline_ms / 1000)
-    room = max(1, min(MOST, asker.room() // TOKENS_OF_A_JOB))
     config = {"concurrency_modifier": lambda current: room}
     scaler = Scaler(config, asker, container.grace, lambda: told.is_set() or bool(backend.failed))
     rp_scale.JobScaler = lambda _: scaler
@@ -60,11 +76,8 @@ def _work(container: Container, backend: Backend, told: threading.Event) -> int:
     sys.argv[1:] = ["--rp_log_level", "INFO"]
     logging.getLogger("httpx").setLevel(logging.WARNING)
     print(f"zopilot-gpu: takes up to {room} jobs at once", flush=True)
-    try:
-        runpod.serverless.start(config)
-    finally:
-        stopped = backend.stop(STOP_SECONDS)
-    return _report(backend, scaler.late or not stopped)
+    runpod.serverless.start(config)
+    return scaler.late
 
 
 def _report(backend: Backend, late: bool) -> int:

@@ -102,21 +102,6 @@ def test_what_its_last_poll_brings_is_answered_and_what_takes_too_long_is_told_s
         wait(lambda: not any(each.is_running() for each in family), 10)
 
 
-def test_a_crash_loop_ends_it_and_says_why(own_home: Path, tmp_path: Path) -> None:
-    with queue() as plane, work(plane, own_home, tmp_path / "log", "w") as worker:
-        job = submit(plane, LONG)
-        wait(lambda: job.status == "IN_PROGRESS")
-        starts = 0
-        while worker.process.poll() is None and starts < 10:
-            starts += worker.kill_service()
-            time.sleep(0.5)
-        assert worker.process.wait(30) == CRASHED
-        assert "has died 3 times" in worker.log.read_text()
-        assert why(job)["error_type"] in ("model_unavailable", "internal_error")  # asked twice, or once
-        after = submit(plane, SHORT)
-        assert after.status == "IN_QUEUE" and plane.lose("w") == []
-
-
 # What is sent in the test of chaos: what comes of it if nothing befalls it, and how often it is sent.
 MIX: list[tuple[Any, str, int]] = [
     (SHORT, "COMPLETED", 6),
