@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import settings
-from deploy import arguments, cards, rehearsal, report, standing
-from deploy.bodies import Pod
-from deploy.order import Refused
-from deploy.probe import Probe
-from deploy.problem import ApiError
-from deploy.rollout import Fallen, Rollout
-from deploy.runpod import ENDPOINTS, PODS, Client
-from deploy.watch import Watch, stop
+from deploy.control import arguments, cards, rehearsal, report, standing, upload
+from deploy.control.bodies import Pod
+from deploy.control.order import Refused
+from deploy.control.probe import Probe
+from deploy.control.problem import ApiError
+from deploy.control.rollout import Fallen, Rollout
+from deploy.control.runpod import ENDPOINTS, PODS, Client
+from deploy.control.watch import Watch, stop
 from models import catalog
 from models.failure import Failure
 
@@ -89,15 +89,13 @@ def make_volume(options: argparse.Namespace) -> int:
 
 def fill_volume(options: argparse.Namespace) -> int:
     """Bring the imported weights onto the volume through its S3 API, without a pod; goes on where it was."""
-    from deploy import upload
-
     with _client(options) as (client, _):
         asked, volumes = options.data_center, standing.survey(client, options.name).volumes
     found = [volume for volume in volumes if asked in ("", volume.data_center)]
     if len(found) != 1:
         where = ", ".join(volume.data_center for volume in volumes) or "none"
         raise Refused(f"one volume is needed ({PROGRAM} volume makes it, --data-center chooses); there are: {where}")
-    row, (volume,) = catalog.ROWS[options.model], found
+    row, (volume,) = catalog.IMPORTS[options.model], found
     described = upload.upload(row, settings.store_path(), volume.id, volume.data_center)
     print(f"{described.tag} is on {volume.name} ({volume.id}), every byte read back")
     return 0

@@ -12,7 +12,7 @@ from functools import cache
 import httpx
 import pytest
 
-from deploy import runpod
+from deploy.control import runpod
 from scripts import deploy
 from tests.control_plane import KEY, Plane, serve
 

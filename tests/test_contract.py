@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from deploy import cards
-from deploy.bodies import Body, GpuType
-from deploy.order import Mode, Order
+from deploy.control import cards
+from deploy.control.bodies import Body, GpuType
+from deploy.control.order import Mode, Order
 from models import catalog
 from tests.contract import MISSING, Contract, contract
 from tests.control_plane import KEY, Fault, Plane, serve

@@ -1,4 +1,4 @@
-"""deploy/cost.py: the figures that were worked out by hand when the platform was studied, and what cannot be."""
+"""control/cost.py: the figures that were worked out by hand when the platform was studied, and what cannot be."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import cost
-from deploy.cost import Range
+from deploy.control import cost
+from deploy.control.cost import Range
 from models import catalog, plan
 
 POD, FLEX = 0.99, 1.58  # dollars an hour for an RTX 5090, August 2026

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deploy.watch import Watch
+from deploy.control.watch import Watch
 from models.catalog import Model
 from scripts import deploy
 from tests.contract import MISSING, contract
@@ -186,7 +186,7 @@ def test_weights_go_onto_the_volume_that_is_meant(operator: Operator, monkeypatc
         brought.append((model.name, volume, center))
         return Described()
 
-    monkeypatch.setattr("deploy.upload.upload", upload)
+    monkeypatch.setattr("deploy.control.upload.upload", upload)
     assert operator.run("volume", "--model", "smollm2-135m-instruct").status == 0
     ran = operator.run("upload", "--model", "smollm2-135m-instruct")
     assert ran.out == "smollm2-135m-instruct:1 is on zopilot-weights (vol1), every byte read back\n"
@@ -262,7 +262,7 @@ def test_an_interrupted_up_names_what_stands(operator: Operator, monkeypatch: py
     def interrupt(*_: object) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("deploy.probe.Probe.ready", interrupt)
+    monkeypatch.setattr("deploy.control.probe.Probe.ready", interrupt)
     ran = operator.run(*up("pod"))
     assert ran.status == 130
     for id in operator.plane.everything:
@@ -288,7 +288,8 @@ def test_what_an_operator_installs_is_a_part_of_what_is_tested() -> None:
 
 def test_it_runs_with_nothing_but_that() -> None:
     """Everything that is imported comes from the standard library, from here, or from that file."""
-    code = "import sys, scripts.deploy, deploy.upload; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    names = "sorted({name.split('.')[0] for name in sys.modules})"
+    code = f"import sys, scripts.deploy, deploy.control.upload; print(*{names})"
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     loaded = subprocess.check_output([sys.executable, "-P", "-c", code], text=True, env=environ).split()
     assert not {"torch", "bentoml", "transformers", "starlette", "numpy", "psutil"} & set(loaded)

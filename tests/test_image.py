@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from scripts import image, image_check, image_probe, image_smoke
 from tests.conftest import ROOT

@@ -78,7 +78,8 @@ FLOORS = {
     "verification": 11,
     "service": 12,
     "deploy": 12,
-    "scripts": 13,
+    "deploy.control": 13,
+    "scripts": 14,
     "benchmarks": 12,
 }
 TORCH_FREE = ["settings", "service", "serving.gate", "serving.status", "models.catalog", "models.machine"]
@@ -89,7 +90,7 @@ TORCH_FREE += ["serving.body", "serving.chat", "serving.completions"]
 TORCH_FREE += ["serving.limits", "serving.arrival", "serving.embeddings", "serving.bertscore"]
 TORCH_FREE += ["models.anatomy.encoder", "models.wheels", "models.errand", "verification.__main__"]
 TORCH_FREE += ["deploy.__main__", "deploy.backend", "deploy.scaler", "deploy.front", "deploy.worker"]
-TORCH_FREE += ["deploy.cost", "deploy.upload", "deploy.rollout", "deploy.watch", "scripts.deploy"]
+TORCH_FREE += ["deploy.control.upload", "deploy.control.rollout", "deploy.control.watch", "scripts.deploy"]
 ROOMS = ["service.py", "settings.py", "serving/**/*.py", "models/**/*.py", "scripts/**/*.py", "benchmarks/**/*.py"]
 ROOMS += ["verification/**/*.py", "deploy/**/*.py"]
 FILES = [path for part in ROOMS for path in ROOT.glob(part)]

@@ -1,4 +1,4 @@
-"""deploy/rollout.py and deploy/standing.py through scripts/deploy, against a control plane that fails at every turn.
+"""control/rollout.py and control/standing.py through scripts/deploy, against a control plane that fails at every turn.
 
 What matters most: nothing is left that costs money without being named, and nothing is ever made twice.
 """

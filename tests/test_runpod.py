@@ -1,13 +1,13 @@
-"""deploy/runpod.py and deploy/problem.py: what is tried again, what never, and how long is waited in between."""
+"""control/runpod.py and control/problem.py: what is tried again, what never, and how long is waited in between."""
 
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
-from deploy import problem
-from deploy.bodies import RegistryBody
-from deploy.problem import (
+from deploy.control import problem
+from deploy.control.bodies import RegistryBody
+from deploy.control.problem import (
     ApiError,
     Conflict,
     Forbidden,
@@ -21,7 +21,7 @@ from deploy.problem import (
     Unavailable,
     Unsure,
 )
-from deploy.runpod import PODS, REGISTRIES, TRIES, Client, bare
+from deploy.control.runpod import PODS, REGISTRIES, TRIES, Client, bare
 from tests.control_plane import KEY, MOMENT, REASONS, Fault, Plane, serve
 
 BODY = RegistryBody(name="r", username="u", password="p")

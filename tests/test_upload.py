@@ -1,4 +1,4 @@
-"""deploy/upload.py: a model on a volume is whole and proven, or it is no model; against the S3 API as documented."""
+"""control/upload.py: a model on a volume is whole and proven, or it is no model; against the S3 API as documented."""
 
 import random
 import signal
@@ -12,8 +12,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from deploy import volume
-from deploy.upload import upload
+from deploy.control import volume
+from deploy.control.upload import upload
 from models import catalog, manifest
 from models.failure import Failure
 from tests import volume_server
@@ -28,8 +28,8 @@ MANIFEST, BENTO, LATEST = f"{FOLDER}/manifest.json", f"{FOLDER}/model.yaml", f"m
 UPLOAD = f"""
 import sys
 from pathlib import Path
-from deploy import volume
-from deploy.upload import upload
+from deploy.control import volume
+from deploy.control.upload import upload
 from models import catalog
 volume.PART = {PART}
 print(upload(catalog.SMOLLM2, Path(sys.argv[1]), {VOLUME!r}, {REGION!r}, sys.argv[2]).tag)

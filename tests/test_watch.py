@@ -1,4 +1,4 @@
-"""deploy/watch.py: a pod is stopped when it has nothing to do or its budget is used up, whatever fails meanwhile."""
+"""control/watch.py: a pod is stopped when it has nothing to do or its budget is used up, whatever fails meanwhile."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from deploy.probe import Probe
-from deploy.runpod import PODS, Client
-from deploy.watch import LOOK_SECONDS, Watch
+from deploy.control.probe import Probe
+from deploy.control.runpod import PODS, Client
+from deploy.control.watch import LOOK_SECONDS, Watch
 from tests.control_plane import KEY, MOMENT, Fault, Plane, serve
 
 BEGAN = datetime.fromisoformat(MOMENT).timestamp()

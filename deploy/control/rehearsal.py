@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from deploy.cards import TYPES
-from deploy.order import SECRETS
+from deploy.control.cards import TYPES
+from deploy.control.order import SECRETS
 
 CENTER = "<a data centre with that card and network volumes>"
 STRUCK = "***"

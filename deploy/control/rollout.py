@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from deploy import cards, cost
-from deploy.bodies import Endpoint, GpuType, Pod, Volume
-from deploy.cards import Offer
-from deploy.order import Order, Refused
-from deploy.probe import Probe
-from deploy.problem import ApiError, Forbidden, NoCapacity
-from deploy.runpod import ENDPOINTS, PODS, REGISTRIES, VOLUMES, Client
-from deploy.standing import Standing, removal, same, survey
+from deploy.control import cards, cost
+from deploy.control.bodies import Endpoint, GpuType, Pod, Volume
+from deploy.control.cards import Offer
+from deploy.control.order import Order, Refused
+from deploy.control.probe import Probe
+from deploy.control.problem import ApiError, Forbidden, NoCapacity
+from deploy.control.runpod import ENDPOINTS, PODS, REGISTRIES, VOLUMES, Client
+from deploy.control.standing import Standing, removal, same, survey
 
 LOOK_SECONDS = 5.0
 

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 import httpx
 from pydantic import ValidationError
 
-from deploy import problem
-from deploy.bodies import (
+from deploy.control import problem
+from deploy.control.bodies import (
     ActionBody,
     Answer,
     Body,
@@ -27,7 +27,7 @@ from deploy.bodies import (
     Volume,
     WorkerList,
 )
-from deploy.problem import Conflict, Limited, NotFound, Unavailable, Unsure
+from deploy.control.problem import Conflict, Limited, NotFound, Unavailable, Unsure
 
 URL = "https://api.runpod.io"
 TIMEOUT = httpx.Timeout(60, connect=10)

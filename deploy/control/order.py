@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Literal
 
 import settings
-from deploy import cost, limits
-from deploy.bodies import (
+from deploy import limits
+from deploy.control import cost
+from deploy.control.bodies import (
     EndpointBody,
     EndpointGpu,
     Mounts,
@@ -23,7 +24,7 @@ from deploy.bodies import (
     VolumeBody,
     Workers,
 )
-from deploy.cards import CUDA, Offer
+from deploy.control.cards import CUDA, Offer
 from models import plan
 from models.catalog import Model
 
@@ -115,8 +116,6 @@ class Order:
             "PORT": str(PORT),
             MARK: self.name,
         }
-        if not self.baked:
-            found["BENTOML_HOME"] = VOLUME_PATH
         if self.mode == "lb":
             found |= {"PORT_HEALTH": str(HEALTH_PORT), "HEALTH_CHECK_PATH": "/ping"}
         if self.serverless and self.start.high > INIT_SECONDS:

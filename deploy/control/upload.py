@@ -5,7 +5,7 @@ The manifest goes last and `latest` after it, so that what is not whole is no mo
 
 from pathlib import Path
 
-from deploy.volume import File, Volume, endpoint_of, errors_told, show
+from deploy.control.volume import File, Volume, endpoint_of, errors_told, show
 from models import manifest
 from models.catalog import Row
 from models.failure import Failure

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from deploy import cost
-from deploy.bodies import Pod
-from deploy.probe import Probe
-from deploy.problem import ApiError, NotFound
-from deploy.runpod import PODS, Client
+from deploy.control import cost
+from deploy.control.bodies import Pod
+from deploy.control.probe import Probe
+from deploy.control.problem import ApiError, NotFound
+from deploy.control.runpod import PODS, Client
 
 LOOK_SECONDS = 30.0
 OVER = ("EXITED", "TERMINATED")

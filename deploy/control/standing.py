@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from deploy import cost
-from deploy.bodies import Endpoint, Pod, Registry, Volume
-from deploy.order import MARK, Order, Refused, registry_name, volume_name
-from deploy.problem import ApiError
-from deploy.runpod import ENDPOINTS, PODS, REGISTRIES, VOLUMES, Client, bare
+from deploy.control import cost
+from deploy.control.bodies import Endpoint, Pod, Registry, Volume
+from deploy.control.order import MARK, Order, Refused, registry_name, volume_name
+from deploy.control.problem import ApiError
+from deploy.control.runpod import ENDPOINTS, PODS, REGISTRIES, VOLUMES, Client, bare
 
 MODES = ("queue", "pod", "lb")
 

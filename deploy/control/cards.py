@@ -4,7 +4,7 @@ first. Knows what cards are called there; prices, pools and stock it reads."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploy.bodies import GpuType
+from deploy.control.bodies import GpuType
 from models import plan
 from models.catalog import Model
 from models.failure import Failure

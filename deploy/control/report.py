@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from deploy import cost, limits
-from deploy.cards import Offer
-from deploy.order import Order
-from deploy.rollout import Running
-from deploy.standing import removal
+from deploy import limits
+from deploy.control import cost
+from deploy.control.cards import Offer
+from deploy.control.order import Order
+from deploy.control.rollout import Running
+from deploy.control.standing import removal
 
 UNMEASURED = "an assumption: measure yours with scripts/bench, give it as --rate"
 

@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Mapping
 
 import settings
-from deploy import cards, rehearsal
-from deploy.order import Order
-from deploy.probe import POD_URL
-from deploy.runpod import URL
-from deploy.standing import MODES
+from deploy.control import cards, rehearsal
+from deploy.control.order import Order
+from deploy.control.probe import POD_URL
+from deploy.control.runpod import URL
+from deploy.control.standing import MODES
 from models import catalog
 
 
@@ -33,7 +33,7 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
             _add_model(sub)
         if name == "upload":
             sub.add_argument("--data-center", default="", metavar="ID", help="of the volume, where there are several")
-            sub.add_argument("--model", choices=list(catalog.ROWS), default=catalog.MIXTRAL.name)
+            sub.add_argument("--model", choices=list(catalog.IMPORTS), default=catalog.MIXTRAL.name)
         if name in ("volume", "up"):
             sub.add_argument("--dry-run", action="store_true", help="print the requests as JSON lines and send none")
         if name in ("plan", "up"):
