@@ -3,11 +3,12 @@
 import json
 from typing import Any
 
+from deploy.limits import MB
 from models.failure import Failure
 from serving.errors import KINDS
 
-MAX_RESULT = 10_000_000  # bytes; RunPod's limit for a job of /run
-MAX_CHUNK = 1_000_000  # bytes of one piece of a stream
+MAX_RESULT = 10 * MB  # of a job of /run, as in limits.QUEUE
+MAX_CHUNK = MB  # of one piece of a stream
 
 
 def pack(output: Any) -> bytes:

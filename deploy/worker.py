@@ -11,6 +11,7 @@ from types import FrameType
 import httpx
 
 import settings
+from deploy import limits
 from deploy.asking import Asker
 from deploy.backend import Backend
 from settings import Container, SettingError
@@ -26,6 +27,7 @@ def prepare(container: Container) -> None:
     """Raises SettingError where this cannot run as it is set up."""
     if not container.take_url or not container.pod:
         raise SettingError("ZOPILOT_MODE=queue is for a worker of a RunPod queue endpoint, and this is none")
+    limits.check(limits.QUEUE, settings.read())
 
 
 def run(container: Container, backend: Backend) -> int:

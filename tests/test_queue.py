@@ -50,10 +50,13 @@ def polls(plane: Plane) -> int:
     return len([path for path in plane.requests if "/job-take" in path])
 
 
-def test_who_is_no_worker_of_a_queue_is_told_so() -> None:
+def test_who_is_no_worker_of_a_queue_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingError, match="RunPod queue"):
         module.prepare(Container(mode="queue"))
     module.prepare(Container(mode="queue", take_url="http://x/job-take/$ID?gpu=x", pod="p"))
+    monkeypatch.setenv("ZOPILOT_MAX_BODY", "20000000")
+    with pytest.raises(SettingError, match="a RunPod queue takes 10000000 bytes"):
+        module.prepare(Container(mode="queue", take_url="http://x/job-take/$ID?gpu=x", pod="p"))
 
 
 def test_a_port_of_the_sdks_own_is_refused() -> None:
