@@ -41,10 +41,10 @@ def main() -> int:
         from deploy import http, worker
         from deploy.backend import Backend
 
-        if not (store := settings.store_path()).is_dir():
-            raise settings.SettingError(f"there is no model store at {store}: mount the volume that holds it")
         prepare, run = (worker.prepare, worker.run) if container.mode == "queue" else (http.prepare, http.run)
         prepare(container)
+        if not (store := settings.store_path()).is_dir():
+            raise settings.SettingError(f"there is no model store at {store}: mount the volume that holds it")
         backend = Backend()
     except settings.SettingError as error:
         print(f"zopilot-gpu: {error}", file=sys.stderr)

@@ -80,9 +80,8 @@ class Front:
         try:
             if scope["path"] == "/ping":
                 return Response(status_code=self._health())
-            if scope["path"] == "/livez" and not self._backend.ready:
-                alive = not self._backend.failed
-                return JSONResponse({"alive": alive}, 200 if alive else 503, {"X-Request-Id": caller.request_id})
+            if scope["path"] == "/livez" and not (self._backend.ready or self._backend.failed):
+                return JSONResponse({"alive": True}, headers={"X-Request-Id": caller.request_id})
             if self._backend.failed:
                 raise Failure("model_unavailable", self._backend.failed)
             if self.draining:
@@ -122,10 +121,8 @@ class Front:
         if not self._platform.sticky:
             raise Failure("invalid_value", f"Prefer: respond-async: {self._platform.name} forgets which worker has it")
         route = find(caller.path)
-        if route is None:
-            raise failure("not_found")
-        if route.method != "POST":
-            raise failure("method_not_allowed")
+        if route is None or route.method != "POST":
+            raise failure("method_not_allowed" if route else "not_found")
         check_media(headers)
         return _accepted(await self._jobs.accept(caller, _owner(headers), _idempotency_key(headers), body), caller)
 

@@ -68,7 +68,7 @@ def test_what_the_container_would_refuse_is_refused_here() -> None:
         replace(ORDER, mode="lb", env={"ZOPILOT_DEADLINE_MS": "900000"}).check()
     with pytest.raises(settings.SettingError, match="ZOPILOT_KV_TOKENS"):
         replace(ORDER, env={"ZOPILOT_KV_TOKENS": "many"}).check()
-    with pytest.raises(Refused, match="--env BENTOML_HOME, PORT: set by this command already"):
+    with pytest.raises(Refused, match="--env PORT: set by this command already"):
         replace(ORDER, env={"PORT": "1", "BENTOML_HOME": "/", "OTHER": "1"}).check()
     with pytest.raises(Refused, match="workers"):
         replace(ORDER, mode="queue", workers=(4, 3)).check()

@@ -45,6 +45,7 @@ def test_what_opens_more_than_the_service_is_refused(name: str, tmp_path: Path) 
             "ZOPILOT_DEADLINE_MS is 400000; a RunPod load balancer ends a request after 330 seconds",
         ),
         ({"ZOPILOT_KV_TOKENS": "many"}, "ZOPILOT_KV_TOKENS is 'many'"),
+        ({}, "there is no model store at "),
     ],
 )
 def test_a_configuration_that_cannot_hold_is_refused(environ: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -56,6 +57,7 @@ def test_a_configuration_that_cannot_hold_is_refused(environ: dict[str, str], me
 
 def test_a_service_that_cannot_start_ends_process_1_and_says_so(tmp_path: Path) -> None:
     """Nothing is imported in this store."""
+    (tmp_path / "home" / "models").mkdir(parents=True)
     with edge.run(tmp_path / "home", tmp_path / "log", ready=False) as running:
         assert running.process.wait(60) == 69
     said = running.log.read_text()
