@@ -23,10 +23,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.conftest import ROOT, free_port
 
-# As RunPod has them, or less so that a test need not wait: what is left for our own reserve stays.
-RUN = "import dataclasses, sys; from deploy import __main__, limits;"
-SCALED = " limits.POD = dataclasses.replace(limits.POD, begin={begin});"
-MAIN = " sys.exit(__main__.main())"
+# With a platform's limit that is less than RunPod's, so that a test need not wait; what we keep in reserve stays.
+SCALED = (
+    "import dataclasses, sys; from deploy import __main__, limits;"
+    " limits.{name} = dataclasses.replace(limits.{name}, {limit}); sys.exit(__main__.main())"
+)
 
 
 @dataclass
@@ -70,13 +71,15 @@ class Edge:
 
 
 @contextmanager
-def run(home: Path, log: Path, *, ready: bool = True, begin: float | None = None, **environ: str) -> Iterator[Edge]:
-    """Until the block ends; `begin`: the pod proxy's limit instead of RunPod's."""
+def run(home: Path, log: Path, *, ready: bool = True, scaled: str = "", **environ: str) -> Iterator[Edge]:
+    """Until the block ends; `scaled`: a platform and a limit of it instead of RunPod's, as "POD begin=14"."""
     port, health = free_port(), free_port()
     inherited = {n: v for n, v in os.environ.items() if not n.startswith(("ZOPILOT", "BENTOML", "RUNPOD"))}
     ours = {"PORT": str(port), "PORT_HEALTH": str(health), "ZOPILOT_HOST": "127.0.0.1", "BENTOML_HOME": str(home)}
-    scaled = SCALED.format(begin=begin) if begin is not None else ""
-    command = [sys.executable, "-c", RUN + scaled + MAIN] if scaled else [sys.executable, "-m", "deploy"]
+    command = [sys.executable, "-m", "deploy"]
+    if scaled:
+        name, limit = scaled.split()
+        command[1:] = ["-c", SCALED.format(name=name, limit=limit)]
     with log.open("ab") as out:
         process = subprocess.Popen(command, cwd=ROOT, env={**inherited, **ours, **environ}, stdout=out, stderr=out)
     edge = Edge(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{health}", log, process)

@@ -36,7 +36,9 @@ def front_home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def pod(front_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     """A pod whose proxy waits 14 seconds for a response to begin instead of 100; so 4 are left of it."""
     log = tmp_path_factory.mktemp("pod") / "log"
-    with edge.run(front_home, log, begin=14, RUNPOD_POD_ID="pod", ZOPILOT_GPU_API_KEY="one,two") as running:
+    with edge.run(
+        front_home, log, scaled="POD begin=14", RUNPOD_POD_ID="pod", ZOPILOT_GPU_API_KEY="one,two"
+    ) as running:
         yield running
 
 
@@ -317,3 +319,38 @@ def test_requests_by_examples(client: httpx.Client) -> None:
     body = json.loads((EXAMPLES / "request.json").read_text())
     answer = client.post("/prompt", json=body, headers=KEY)
     assert answer.status_code == 200, answer.text
+
+
+def test_behind_a_load_balancer(front_home: Path, tiny_home: Path, tmp_path: Path) -> None:
+    """No jobs, for the next request may reach another worker; no answer that it would not carry."""
+    home = edge.copy_home(tiny_home, tmp_path / "home")
+    environ = {"RUNPOD_ENDPOINT_ID": "e", "RUNPOD_POD_ID": "w"}
+    with edge.run(home, tmp_path / "log", scaled="BALANCER answer=700", **environ) as running:
+        with edge.serving(Proxy(running.url, whole=330, most=30_000_000)) as url:
+            short = {"prompt": "x", "format": "text", "max_new_tokens": 1, "allow_partial": True}
+            refused = httpx.post(f"{url}/prompt", json=LABELS, headers={"Prefer": "respond-async"}, timeout=60)
+            large = httpx.post(f"{url}/prompt", json=LABELS, timeout=60)
+            assert httpx.get(f"{url}/livez", timeout=60).status_code == 200
+            assert (
+                httpx.post(f"{url}/v1/completions", json=short, timeout=60).json()["error"]["code"] == "invalid_value"
+            )
+        assert (refused.status_code, refused.json()["error_type"]) == (400, "invalid_value")
+        assert "a RunPod load balancer" in refused.json()["error"]
+        assert (large.status_code, large.json()["error_type"]) == (422, "answer_too_large")
+        assert "a RunPod load balancer takes 700" in large.json()["error"]
+
+
+@pytest.mark.slow
+def test_the_real_limit_of_a_pods_proxy(tiny_home: Path, tmp_path: Path) -> None:
+    """100 seconds, and a service that needs 95 to begin."""
+    home = edge.copy_home(tiny_home, tmp_path / "home")
+    with edge.run(home, tmp_path / "log", RUNPOD_POD_ID="p", ZOPILOT_GPU_API_KEY="one") as running:
+        worker = running.worker()
+        with edge.serving(Proxy(running.url, begin=100)) as url, httpx.Client(base_url=url, timeout=150) as client:
+            worker.suspend()
+            resumed = threading.Timer(95, worker.resume)
+            resumed.start()
+            accepted = client.post("/prompt", json=LABELS, headers=KEY)
+            assert (accepted.status_code, accepted.json()["status"]) == (202, "running")
+            assert ended(client, accepted.json()["location"])["status"] == "succeeded"
+            resumed.join()

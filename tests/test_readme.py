@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 
+from deploy.control import arguments
+from scripts.deploy import COMMANDS
 from serving.errors import KINDS
 from serving.protocol import Prompt
 from serving.routes import ROUTES
@@ -80,6 +83,15 @@ def test_every_script_is_named() -> None:
 
 def test_ci_runs_the_readmes_test_command() -> None:
     assert blocks("sh")[2].strip() in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_commands_of_a_deployment_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    (commands,) = blocks("bash")
+    lines = [shlex.split(line, comments=True) for line in commands.splitlines()]
+    assert [line[0] for line in lines] == ["scripts/deploy"] * 5
+    for _, *words in lines:
+        monkeypatch.setattr(sys, "argv", ["scripts/deploy", *words])
+        assert arguments.read("scripts/deploy", "", COMMANDS).command is COMMANDS[words[0]]
 
 
 def test_the_tree_names_every_module_and_nothing_else() -> None:
