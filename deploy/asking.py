@@ -18,6 +18,7 @@ from serving.errors import failure
 
 TICK_SECONDS = 0.1
 CONNECT_SECONDS = 5.0
+NOTICE_SECONDS = 3.0  # after which it is known that the service has died: until then it would be asked to no end
 MARGIN_SECONDS = 60.0  # that a service may be later than its own deadline
 PASSING = (429, 503)  # with Retry-After
 FRAME = "\n\n"
@@ -61,16 +62,16 @@ class Asker:
             await self.wait(end - time.monotonic())
             try:
                 return await self._once(request, name, tell, said)
-            except (httpx.ConnectError, httpx.ConnectTimeout):  # it has just died, and is not yet known to have
+            except (httpx.ConnectError, httpx.ConnectTimeout):
                 if time.monotonic() > end:
                     raise failure("model_loading") from None
-                pause = TICK_SECONDS
+                pause = NOTICE_SECONDS
             except httpx.TimeoutException:
                 raise failure("deadline_exceeded") from None
             except httpx.TransportError:
                 if died or said:
-                    raise Failure("internal_error", "the service ended while it worked on this") from None
-                died, pause = True, TICK_SECONDS
+                    raise failure("interrupted") from None
+                died, pause = True, NOTICE_SECONDS
             except Failure as refused:
                 if refused.retry_after is None or time.monotonic() + refused.retry_after > end:
                     raise
@@ -109,7 +110,7 @@ async def _pass_on(response: httpx.Response, tell: Tell, said: list[str]) -> Non
                 told = results.parse(event.removeprefix("data: ").encode())
                 raise _as_failure(told, None)
     if rest or not said or not said[-1].endswith(f"[DONE]{FRAME}"):
-        raise Failure("internal_error", "the service ended while it worked on this")
+        raise failure("interrupted")
 
 
 async def _read(response: httpx.Response) -> Any:

@@ -28,7 +28,7 @@ MAX_WAITING = 10_000
 MAX_BYTES = 1 << 30
 POLL_SECONDS = 0.2
 SWEEP_SECONDS = 60.0
-AGAIN_SECONDS = 1.0
+AGAIN_SECONDS = 3.0  # by then it is known that the service has died
 RECORD_SECONDS = 5.0
 LATER = frozenset({429, 503})  # not refused, only not now
 

@@ -78,7 +78,8 @@ def play(path: Path, scenario: Scenario, ready: bool = True) -> Script:
             await working
             await jobs.close()
 
-    with edge.serving(script) as url:
+    with edge.serving(script) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AGAIN_SECONDS", 0.05)
         asyncio.run(run(url))
     return script
 

@@ -287,7 +287,7 @@ def test_a_job_outlives_the_service_that_began_it(plane: Plane, worker: Worker) 
     wait(lambda: active(worker, job) and stream.chunks)
     assert worker.kill_service()
     wait(lambda: stream.status in FINAL, 30)
-    assert error(stream)["error_type"] == "internal_error" and stream.chunks
+    assert error(stream)["error_type"] == "interrupted" and stream.chunks
     late = submit(plane, LABELS)  # while there is no service
     wait(lambda: job.status in FINAL and late.status in FINAL, 60)
     assert (job.status, late.status) == ("COMPLETED", "COMPLETED"), (job.error, late.error)
@@ -304,6 +304,6 @@ def test_a_crash_loop_ends_it_and_says_why(plane: Plane, worker: Worker) -> None
         time.sleep(0.5)
     assert worker.process.wait(30) == CRASHED
     assert "has died 3 times" in worker.log.read_text()
-    assert error(job)["error_type"] in ("model_unavailable", "internal_error")  # it was asked twice, or once
+    assert error(job)["error_type"] in ("model_unavailable", "interrupted")  # it was asked twice, or once
     assert submit(plane, LABELS).status == "IN_QUEUE"
     assert plane.lose("worker-1") == []
