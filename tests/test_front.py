@@ -303,13 +303,14 @@ def test_work_that_outlasts_the_grace_is_cut_and_the_status_says_so(tiny_home: P
     home = edge.copy_home(tiny_home, tmp_path / "home")
     with edge.run(home, tmp_path / "log", ZOPILOT_GRACE="0") as running:
         got: list[httpx.Response] = []
+        running.worker().suspend()
         working = threading.Thread(
-            target=lambda: got.append(httpx.post(f"{running.url}/prompt", json=LONG, timeout=60))
+            target=lambda: got.append(httpx.post(f"{running.url}/prompt", json=LABELS, timeout=60))
         )
         working.start()
-        told = httpx.post(f"{running.url}/prompt", json=LONG, headers={"Prefer": "respond-async"}).json()
-        time.sleep(0.5)
-        running.worker().suspend()
+        told = httpx.post(f"{running.url}/prompt", json=LABELS, headers={"Prefer": "respond-async"}).json()
+        while httpx.get(f"{running.url}{told['location']}").json()["status"] != "running":
+            time.sleep(0.05)
         assert running.end() == 75
         working.join(10)
         assert (got[0].status_code, got[0].json()["error_type"]) == (503, "interrupted")
