@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import settings
@@ -30,7 +30,8 @@ def main() -> int:
     """0: done; 1: not, and what stands is printed; 2: refused, nothing was sent for it; 130: interrupted, the same."""
     options = arguments.read(PROGRAM, __doc__, COMMANDS)
     for number in ENDINGS:
-        signal.signal(number, _end)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _end)
     try:
         status: int = options.command(options)
     except (Refused, Failure, settings.SettingError) as error:
@@ -88,7 +89,10 @@ def make_volume(options: argparse.Namespace) -> int:
 
 
 def fill_volume(options: argparse.Namespace) -> int:
-    """Bring the imported weights onto the volume through its S3 API, without a pod; goes on where it was."""
+    """Bring the imported weights onto the volume through its S3 API, without a pod; goes on where it was.
+
+    AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY take an S3 key of RunPod's console.
+    """
     with _client(options) as (client, _):
         asked, volumes = options.data_center, standing.survey(client, options.name).volumes
     found = [volume for volume in volumes if asked in ("", volume.data_center)]
@@ -108,19 +112,17 @@ def bring_up(options: argparse.Namespace) -> int:
     if _limited(options) and order.mode != "pod":
         raise Refused("--idle-minutes and --max-cost are for pods: an endpoint goes by its workers")
     with _client(options) as (client, probe), standing.told(client, order.name):
-        try:
-            running = Rollout(client, order, probe, options.max_cost).up(60 * options.wait_minutes)
-        except (Fallen, Ended, ApiError):
-            for pod in standing.survey(client, order.name).pods if _limited(options) else []:
-                _say(f"stopping {pod.name}: it was not to run unwatched")
-                stop(client, pod, pod.cost)
-            raise
-        if options.dry_run:
-            return 0
-        for line in report.tell_running(order, running, options.rate):
-            print(line, flush=True)
-        if isinstance(running.thing, Pod) and _limited(options):
-            _watch(options, client, probe, running.thing)
+        rollout = Rollout(client, order, probe, options.max_cost)
+        with _watched(options, client, lambda: standing.survey(client, options.name).pods):
+            thing = rollout.make()
+        with _watched(options, client, lambda: [thing] if isinstance(thing, Pod) else []):
+            running = rollout.answer(thing, 60 * options.wait_minutes)
+            if options.dry_run:
+                return 0
+            for line in report.tell_running(order, running, options.rate):
+                print(line, flush=True)
+            if isinstance(running.thing, Pod) and _limited(options):
+                _watch(options, client, probe, running.thing)
     return 0
 
 
@@ -128,19 +130,28 @@ def _limited(options: argparse.Namespace) -> bool:
     return bool(options.idle_minutes or options.max_cost)
 
 
+@contextmanager
+def _watched(options: argparse.Namespace, client: Client, find: Callable[[], list[Pod]]) -> Iterator[None]:
+    """However it ends but by Ctrl-C, no pod that was given a limit runs on without anybody to see it."""
+    try:
+        yield
+    except Refused:
+        raise
+    except BaseException as error:
+        for pod in find() if _limited(options) and type(error) is not KeyboardInterrupt else []:
+            _say(f"stopping {pod.name}: it was not to run unwatched")
+            stop(client, pod, pod.cost)
+        raise
+
+
 def _watch(options: argparse.Namespace, client: Client, probe: Probe, pod: Pod) -> None:
-    """Until the pod stands still. Whoever ends us unseen ends the pod as well."""
+    """Until the pod stands still."""
     key, price = (*settings.read().api_keys, "")[0], pod.cost
     with suppress(ApiError):
         price = max([price, *(gpu.price.secure for gpu in client.gpus("POD", cards.CUDA) if gpu.id == pod.card)])
     _say(f"watching {pod.name}; Ctrl-C leaves it running, unwatched")
-    try:
-        watch = Watch(client, probe, key, 60 * options.idle_minutes, options.max_cost, price)
-        print(f"stopped: {watch.run(pod)}")
-    except Ended:
-        _say(f"ended from outside: stopping {pod.name}, for nobody would see that it runs on")
-        stop(client, pod, price)
-        raise
+    watch = Watch(client, probe, key, 60 * options.idle_minutes, options.max_cost, price)
+    print(f"stopped: {watch.run(pod)}")
 
 
 def watch_pod(options: argparse.Namespace) -> int:
@@ -148,10 +159,11 @@ def watch_pod(options: argparse.Namespace) -> int:
     if not _limited(options):
         raise Refused("give --idle-minutes, --max-cost or both")
     with _client(options) as (client, probe), standing.told(client, options.name):
-        pod = standing.survey(client, options.name).pod()
-        if pod is None:
+        pod = standing.survey(client, options.name).single("pod")
+        if not isinstance(pod, Pod):
             raise Refused(f"there is no pod {options.name}-pod")
-        _watch(options, client, probe, pod)
+        with _watched(options, client, lambda: [pod]):
+            _watch(options, client, probe, pod)
     return 0
 
 

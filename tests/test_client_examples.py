@@ -82,6 +82,7 @@ POLLS: dict[str, tuple[list[Any], Any]] = {
     "no status": ([[200, {}]], {"kind": "unknown_status"}),
     "a page": ([[200, "<html>"]], {"kind": "unknown_status"}),
     "out of order": ([[500, {}], [502, "<html>"], [503, {}], DONE], WELL),
+    "broken off": ([[200, None], DONE], WELL),
     "too often": ([[429, {}, AGAIN], [429, {}, AGAIN], DONE], WELL),
     "no entry": ([[401, {}]], {"kind": "refused"}),
     "waiting for ever": ([[200, {"status": "IN_QUEUE"}]], {"kind": "deadline_exceeded", "cancelled": True}),
@@ -147,6 +148,8 @@ class Script:
 
 def _say(step: list[Any], base: dict[str, Any]) -> Response:
     status, body, headers = (*step, {})[:3]
+    if body is None:  # the connection ends in the middle
+        return Response(b"{", status, {"Content-Length": "99"})
     if isinstance(body, str):
         return Response(body, status, headers, "text/html")
     return JSONResponse({**base, **body}, status, headers)
@@ -311,6 +314,11 @@ def test_a_pods_job_is_cancelled_when_its_time_is_up(pod: edge.Edge, quick: None
     assert time.monotonic() < end
 
 
+def test_an_address_without_a_scheme_is_told_at_once() -> None:
+    with pytest.raises(httpx.UnsupportedProtocol):
+        jobs.ask("pod-3000.proxy.invalid", "", BODY, seconds=20)
+
+
 def test_a_service_that_makes_no_jobs_answers_at_once(tiny_server: Server, quick: None) -> None:
     assert jobs.ask(tiny_server.url, "", BODY)["success"] is True
 
@@ -348,6 +356,24 @@ def test_the_service_asked_by_curl(pod: edge.Edge, tmp_path: Path) -> None:
     assert json.loads(refused.stdout)["error_type"] == "unauthorized"
 
 
+def test_curl_prints_one_answer_and_takes_no_job_for_one(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text(json.dumps(BODY))
+    asked: list[Request] = []
+    told = [[503, {"error": "later"}], [200, {"success": True}], [202, {"success": False, "location": "/jobs/1"}]]
+
+    async def moody(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(Request(scope))
+        await _say(told.pop(0), {})(scope, receive, send)
+
+    with edge.serving(moody) as url:
+        keys = {"ZOPILOT_KEY": "ours", "RUNPOD_API_KEY": "theirs"}
+        answered = run("prompt.sh", url, str(tmp_path / "request.json"), **keys)
+        assert (answered.returncode, json.loads(answered.stdout)) == (0, {"success": True}), answered.stderr
+        job = run("prompt.sh", url, str(tmp_path / "request.json"), **keys)
+    assert (job.returncode, json.loads(job.stdout)["location"]) == (75, "/jobs/1")
+    assert {(each.headers["x-api-key"], each.headers["authorization"]) for each in asked} == {("ours", "Bearer theirs")}
+
+
 DRIVER = """
 import { AskError, Queue, prompt } from "./client.js";
 const { url, service, cases, body } = JSON.parse(process.argv[2]);
@@ -366,7 +392,8 @@ for (const [input, operation] of [[{ fill: "x".repeat(1e7) }, "run"], [{ fill: "
   await new Queue("ep", "key", url).ask(input, 1, operation).catch((error) => kinds.push(error.kind));
 }
 const refused = await prompt(service, "", { ...body, colour: "red" }).catch((error) => error.errorType);
-console.log(JSON.stringify({ told, kinds, refused, answer: await prompt(service, "", body) }));
+const nobody = await prompt("http://127.0.0.1:1", "", body).catch((error) => error.kind);
+console.log(JSON.stringify({ told, kinds, refused, nobody, answer: await prompt(service, "", body) }));
 """
 
 
@@ -392,4 +419,5 @@ def test_the_same_in_typescript(script: Script, tiny_server: Server, tmp_path: P
     assert script.cancelled == {name for name, end in expected.items() if end.get("cancelled")}
     assert found["kinds"] == ["too_large", "too_large"]
     assert found["refused"] == "unknown_parameter"
+    assert found["nobody"] == "unreachable"
     assert found["answer"]["success"] is True

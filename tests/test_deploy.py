@@ -88,10 +88,11 @@ def test_a_rehearsal_shows_no_secret_and_needs_no_key(
     operator: Operator, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RUNPOD_API_KEY")
-    text = json.dumps(rehearse(capsys, *up("pod")))
-    for secret in ("sesame", "swordfish", KEY):
+    monkeypatch.setenv("ZOPILOT_RECEIPT_KEY", "friend")
+    text = json.dumps(rehearse(capsys, *up("pod", "--env", "THEIR_TOKEN=speak", "--env", "ZOPILOT_KV_TOKENS=9000")))
+    for secret in ("sesame", "swordfish", "friend", "speak", KEY):
         assert secret not in text
-    assert text.count('"***"') == 2
+    assert text.count('"***"') == 4 and "9000" in text
     (line,) = rehearse(capsys, "volume")[-1:]
     assert (line["method"], line["body"]["name"]) == ("POST", "zopilot-weights")
 
@@ -100,7 +101,17 @@ def test_a_rehearsal_shows_no_secret_and_needs_no_key(
     ("arguments", "told"),
     [
         (["up", "--mode", "pod", "--image", "a/b:latest"], "a version or a digest"),
-        (["up", "--mode", "pod", "--image", IMAGE, "--name", "Z"], "--name 'Z'"),
+        (["up", "--mode", "pod", "--image", IMAGE, "--name", "Z"], "--name: 'Z'"),
+        *((["volume", "--name", name], "--name: ") for name in ("", "z-", "a--b", "z_1", "a" * 41, "z/..", "ä")),
+        (["volume", "--volume-size", "9"], "--volume-size: '9' is no whole number from 10 to 4096"),
+        (["volume", "--volume-size", "12"], "--volume-size 12: too few GB"),
+        (["up", "--mode", "queue", "--image", IMAGE, "--volume-size", "24"], "--volume-size 24: too few GB"),
+        (["up", "--mode", "queue", "--image", IMAGE, "--disk", "0"], "--disk: '0'"),
+        (["up", "--mode", "queue", "--image", IMAGE, "--workers-max", "0"], "--workers-max: '0'"),
+        (["up", "--mode", "queue", "--image", IMAGE, "--workers-min", "-1"], "--workers-min"),
+        (["up", "--mode", "queue", "--image", IMAGE, "--cuda", "13"], "--cuda: '13' is not like"),
+        (["up", "--mode", "queue", "--image", IMAGE, "--env", "ZOPILOT_RECEIPT_KEY=a"], "--env ZOPILOT_RECEIPT_KEY"),
+        (["logs", "--mode", "pod", "--tail", "5001"], "--tail: '5001' is no whole number from 0 to 5000"),
         (["up", "--mode", "lb", "--image", IMAGE, "--workers-min", "0"], "RunPod's balancer waits 120 seconds"),
         (["up", "--mode", "queue", "--image", IMAGE, "--env", "PORT=80"], "--env PORT"),
         (["up", "--mode", "queue", "--image", IMAGE, "--card", "l4"], "l4 has"),
@@ -244,6 +255,34 @@ def test_a_pod_with_a_limit_that_never_answers_is_stopped(operator: Operator, li
     assert pod["status"] == ("EXITED" if limit else "RUNNING")
     assert "does not answer" in ran.err or "not ready" in ran.err
     assert f"pod zopilot-pod ({pod['id']}): {pod['status']}" in ran.err
+
+
+def test_a_watch_that_breaks_does_not_leave_the_pod_behind(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(self: Watch, pod: object) -> str:
+        raise AttributeError("a fault of ours")
+
+    monkeypatch.setattr(Watch, "run", break_down)
+    with pytest.raises(AttributeError):
+        operator.run(*up("pod", "--idle-minutes", "5"))
+    (pod,) = operator.plane.things["/v2/pods"].values()
+    assert pod["status"] == "EXITED"
+
+
+def test_whoever_has_nohup_keeps_it(operator: Operator) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert operator.run("status").status == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_pod_with_a_limit_is_stopped_even_if_runpod_says_nothing_for_long(operator: Operator) -> None:
+    operator.run("volume")
+    operator.plane.requests.clear()
+    operator.plane.faults = dict.fromkeys(range(12, 60), Fault(500))
+    ran = operator.run(*up("pod", "--max-cost", "5"))
+    assert ran.status == 1
+    (pod,) = operator.plane.things["/v2/pods"].values()
+    assert pod["status"] == "EXITED"
+    assert "zopilot-pod is NOT stopped yet and costs $0.86 an hour" in ran.err
 
 
 def test_a_pod_with_a_limit_does_not_run_on_when_runpod_fails_on_the_way(operator: Operator) -> None:

@@ -151,7 +151,7 @@ def test_who_serves_calls_nobody_and_cannot_change_the_weights() -> None:
     assert (set(policy["policyTypes"]), policy["egress"]) == ({"Ingress", "Egress"}, [])
     mounts = {each["mountPath"]: each for each in SERVING["volumeMounts"]}
     assert mounts["/runpod-volume/models"]["readOnly"] is True
-    # Of its own is only the home, for BentoML empties the metrics of all that share one.
+    # What else it writes there, its jobs, are its own.
     volumes = {each["name"]: each for each in PODS["Deployment"]["spec"]["volumes"]}
     assert "emptyDir" in volumes[mounts["/runpod-volume"]["name"]]
 
@@ -159,21 +159,29 @@ def test_who_serves_calls_nobody_and_cannot_change_the_weights() -> None:
 # ---- true of the code ----------------------------------------------------------------------------------------------
 
 
-def test_variables_are_known_and_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def store_path() -> str:
+    """Where the models are in the image, which has a home of its own."""
+    text = (FOLDER.parent / "Containerfile").read_text()
+    home = re.search(r"BENTOML_HOME=(\S+)\nEXPOSE", text)
+    linked = re.search(r"ln -s (\S+) (\S+)/models;", text)
+    assert home and linked and linked[2] == home[1]
+    return linked[1]
+
+
+def test_variables_are_known_and_taken() -> None:
     known = {
         each.metadata["name"]
         for form in (settings.Settings, settings.Container)
         for each in form.__dataclass_fields__.values()
     }
     for container in (SERVING, IMPORT):
-        assert {each["name"] for each in container["env"]} <= known | {"BENTOML_HOME", "HF_HOME", "HF_HUB_OFFLINE"}
+        assert {each["name"] for each in container["env"]} <= known | {"HF_HOME", "HF_HUB_OFFLINE"}
         refuse(literal(container))
     environ = literal(SERVING)
     read, container = settings.read(environ), settings.read(environ, settings.Container)
     assert (container.mode, container.port) == ("http", SERVING["ports"][0]["containerPort"])
     assert read.model in catalog.ROWS
-    monkeypatch.setenv("BENTOML_HOME", environ["BENTOML_HOME"])
-    assert str(settings.store_path()) in {each["mountPath"] for each in SERVING["volumeMounts"]}
+    assert store_path() in {each["mountPath"] for each in SERVING["volumeMounts"]}
 
 
 def test_what_is_under_way_may_end() -> None:
@@ -196,8 +204,9 @@ def test_what_is_served_is_imported_and_finds_room() -> None:
     assert planned.parameters * 2 < amount(cache) < amount(IMPORT["resources"]["requests"]["ephemeral-storage"])
     assert literal(IMPORT)["HF_HUB_OFFLINE"] == "0"  # the image says 1
     homes = {each["mountPath"] for each in IMPORT["volumeMounts"]}
-    assert {literal(IMPORT)["BENTOML_HOME"], literal(IMPORT)["HF_HOME"]} <= homes
-    assert literal(IMPORT)["BENTOML_HOME"] == literal(SERVING)["BENTOML_HOME"]
+    # A store that is a mount point has nothing beside it to rename an import from.
+    assert {str(Path(store_path()).parent), literal(IMPORT)["HF_HOME"]} <= homes
+    assert store_path() not in homes
 
 
 def test_probes_and_figures_are_asked_of_routes_that_are_there(tiny_server: Server) -> None:

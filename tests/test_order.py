@@ -40,12 +40,6 @@ def test_an_image_that_may_be_another_tomorrow_is_refused(image: str) -> None:
         replace(ORDER, image=image).check()
 
 
-@pytest.mark.parametrize("name", ["", "-z", "z-", "a--b", "Z", "z_1", "a" * 41, "z/..", "ä"])
-def test_a_name_is_one_that_every_thing_can_have(name: str) -> None:
-    with pytest.raises(Refused, match="--name"):
-        replace(ORDER, name=name).check()
-
-
 def test_a_pod_without_a_key_is_refused_for_its_address_is_public() -> None:
     with pytest.raises(settings.SettingError, match="ZOPILOT_GPU_API_KEY is not set; the proxy of a RunPod pod"):
         replace(ORDER, keys=()).check()
@@ -70,8 +64,26 @@ def test_what_the_container_would_refuse_is_refused_here() -> None:
         replace(ORDER, env={"ZOPILOT_KV_TOKENS": "many"}).check()
     with pytest.raises(Refused, match="--env PORT: set by this command already"):
         replace(ORDER, env={"PORT": "1", "BENTOML_HOME": "/", "OTHER": "1"}).check()
+    with pytest.raises(settings.SettingError, match="ZOPILOT_GRACE"):
+        replace(ORDER, env={"ZOPILOT_GRACE": "long"}).check()
+    with pytest.raises(settings.SettingError, match="BENTOML_DEBUG must not be set"):
+        replace(ORDER, env={"BENTOML_DEBUG": "1"}).check()
     with pytest.raises(Refused, match="workers"):
         replace(ORDER, mode="queue", workers=(4, 3)).check()
+
+
+@pytest.mark.parametrize("name", ["ZOPILOT_GPU_API_KEY", "ZOPILOT_RECEIPT_KEY"])
+def test_a_key_on_the_command_line_is_refused_even_where_none_is_set(name: str) -> None:
+    with pytest.raises(Refused, match=f"--env {name}: set by this command already"):
+        replace(ORDER, mode="queue", keys=(), env={name: "sesame"}).check()
+
+
+@pytest.mark.parametrize(("deadline", "seconds"), [({}, 900), ({"ZOPILOT_DEADLINE_MS": "3600000"}, 7500)])
+def test_a_job_may_wait_for_its_turn_and_then_work_before_it_is_cut(deadline: dict[str, str], seconds: int) -> None:
+    offer = cards.Offer("l40s", gpu("NVIDIA L40S"), 1.0, 1)
+    body = replace(ORDER, mode="queue", env=deadline).endpoint_body(offer, [], [], [], None)
+    assert body.timeout == 1000 * seconds > 2 * settings.read(deadline).deadline_ms + 60_000
+    assert replace(ORDER, mode="lb").endpoint_body(offer, [], [], [], None).timeout == 330_000
 
 
 @pytest.mark.parametrize("mode", ["queue", "pod", "lb"])
@@ -100,8 +112,9 @@ def test_a_start_longer_than_seven_minutes_is_announced() -> None:
 
 
 def test_no_secret_shows_when_an_order_is_printed() -> None:
-    order = replace(ORDER, keys=("sesame",), registry=("reader", "swordfish"))
-    assert "sesame" not in repr(order)
+    order = replace(ORDER, keys=("sesame",), receipt_key="friend", registry=("reader", "swordfish"))
+    assert order.environment["ZOPILOT_RECEIPT_KEY"] == "friend"
+    assert "sesame" not in repr(order) and "friend" not in repr(order)
     assert "swordfish" not in repr(order)
 
 
@@ -121,6 +134,8 @@ def test_the_volume_has_room_for_the_weights() -> None:
     assert ORDER.volume_body("EU-RO-1").size == 36
     assert replace(ORDER, row=catalog.SMOLLM2).volume_body("EU-RO-1").size == 10
     assert replace(ORDER, volume_size=100).volume_body("EU-RO-1").size == 100
+    with pytest.raises(Refused, match="--volume-size 24: too few GB for mixtral"):
+        replace(ORDER, volume_size=24).volume_body("EU-RO-1")
 
 
 def test_cards_that_hold_mixtral_are_those_with_32_gb_and_more() -> None:

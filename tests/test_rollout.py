@@ -75,6 +75,7 @@ def test_up_answers_and_down_leaves_nothing(operator: Operator, mode: str) -> No
     assert thing["registry"] in operator.plane.things["/v2/registries"]
     # Before each thing that is paid for is asked for, the command that removes it has been told.
     assert ran.err.index("down --name zopilot --volume") < ran.err.index(f"making zopilot-{mode}")
+    assert "it is empty: nothing answers before scripts/deploy upload --name zopilot" in ran.err
     made = len(operator.plane.posts())
     assert operator.run(*up(mode)).status == 0
     assert len(operator.plane.posts()) == made == 3
@@ -264,6 +265,25 @@ def test_what_others_have_made_is_left_alone(operator: Operator) -> None:
     assert pod["id"] in operator.plane.everything
 
 
+@pytest.mark.parametrize("path", ["/v2/network-volumes", "/v2/pods"])
+def test_what_was_made_twice_because_its_list_is_late_is_named(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    requests_of(operator, *up("pod"))
+    posts = [place for place, each in enumerate(operator.plane.requests) if (each.method, each.path) == ("POST", path)]
+    assert operator.run("down", "--volume").status == 0
+    forget(operator)
+    operator.plane.faults = {posts[0]: Fault(503, after=True)}
+    monkeypatch.setattr("deploy.control.runpod.Client._appeared", lambda *_: None)
+    ran = operator.run(*up("pod"))
+    assert ran.status == 1
+    assert len(operator.plane.things[path]) == 2
+    assert "RunPod has made one of these twice" in ran.err
+    check_told(operator, ran)
+    assert operator.run("down", "--volume").status == 0
+    assert operator.plane.everything == []
+
+
 def test_two_of_one_name_are_named_and_both_are_removed(operator: Operator) -> None:
     assert operator.run(*up("pod")).status == 0
     (pod,) = operator.plane.things["/v2/pods"].values()
@@ -283,6 +303,19 @@ def test_another_image_is_not_passed_off_as_the_one_asked_for(operator: Operator
     assert "stands with image registry.example/zopilot-gpu:0.1.0" in ran.err
     assert "scripts/deploy down --name zopilot --mode queue, then up again" in ran.err
     assert operator.run(*up("queue", "--model", "smollm2-135m-instruct")).status == 2
+    other = operator.run(*up("queue", "--env", "ZOPILOT_KV_TOKENS=9000"))
+    assert other.status == 2 and "stands with another ZOPILOT_KV_TOKENS:" in other.err
+    assert operator.run(*up("queue")).status == 0
+
+
+def test_an_endpoint_that_may_have_no_worker_any_more_is_not_said_to_answer(operator: Operator) -> None:
+    """RunPod takes them away from one that was idle for days."""
+    assert operator.run(*up("queue")).status == 0
+    (endpoint,) = operator.plane.things["/v2/serverless"].values()
+    endpoint["workers"]["max"] = 0
+    ran = operator.run(*up("queue"))
+    assert ran.status == 2
+    assert "stands with 0 to 0 workers" in ran.err
 
 
 def test_a_stopped_pod_is_started_again(operator: Operator) -> None:
@@ -322,6 +355,13 @@ def test_an_endpoint_spans_the_places_that_have_the_weights(operator: Operator) 
     (endpoint,) = operator.plane.things["/v2/serverless"].values()
     assert endpoint["dataCenterIds"] == ["EU-RO-1", "US-KS-2"]
     assert endpoint["networkVolumes"] == list(operator.plane.things["/v2/network-volumes"])
+    assert operator.run("down").status == 0
+    assert operator.run(*up("queue", "--data-center", "US-KS-2")).status == 0
+    (endpoint,) = operator.plane.things["/v2/serverless"].values()
+    assert endpoint["dataCenterIds"] == ["US-KS-2"]
+    assert endpoint["networkVolumes"] == [
+        each["id"] for each in operator.plane.things["/v2/network-volumes"].values() if each["dataCenter"] == "US-KS-2"
+    ]
     assert operator.run("down", "--volume").status == 0
     assert operator.plane.everything == []
 

@@ -85,6 +85,21 @@ def test_it_stops_when_nothing_has_been_done_for_so_long(plane: Plane, clock: Cl
     assert 10 <= clock.minutes < 10 + LOOK_SECONDS / 60
 
 
+def test_a_long_start_is_no_idleness(plane: Plane, clock: Clock) -> None:
+    clock.now += 1800
+    assert watch(plane, clock, idle=600) == "no work for 10 minutes"
+    assert 40 <= clock.minutes < 40 + LOOK_SECONDS / 60
+
+
+def test_a_pod_in_error_cannot_be_stopped_and_is_removed(plane: Plane, clock: Clock) -> None:
+    clock.plan = {
+        60: lambda: plane.things["/v2/pods"]["pod1"].update(status="ERROR", actions=["start", "terminate"]),
+    }
+    assert watch(plane, clock, idle=600) == "no work for 10 minutes"
+    assert plane.everything == []
+    assert any("removing zopilot-pod: it is in error" in line for line in clock.said)
+
+
 @pytest.mark.parametrize(
     "busy",
     [

@@ -12,27 +12,35 @@ from deploy.control.runpod import URL
 from deploy.control.standing import MODES
 from models import catalog
 
+KEYS = (
+    "The way: plan, volume, upload, up. Keys come from the environment: RUNPOD_API_KEY; ZOPILOT_GPU_API_KEY for those "
+    "who will ask the service; S3's for upload."
+)
+MODE = "queue: down to no worker; pod: always up; lb: a load balancer, with a worker that is kept"
+
 
 def read(program: str, description: str | None, commands: Mapping[str, Callable[..., int]]) -> argparse.Namespace:
     """What was written behind `program`; `command` is what to call with it."""
-    parser = argparse.ArgumentParser(prog=program, description=description)
-    parser.set_defaults(dry_run=False, mode="", env=[], image="", wait_minutes=20, workers_min=None, workers_max=3)
-    parser.set_defaults(baked=False, disk=30, idle_minutes=0, max_cost=0, rate=None)
+    parser = argparse.ArgumentParser(prog=program, description=description, epilog=KEYS)
+    parser.set_defaults(dry_run=False, mode="", env=[], image="", data_center="", baked=False, disk=30, rate=None)
+    parser.set_defaults(workers_min=None, workers_max=3, wait_minutes=20, idle_minutes=0, max_cost=0)
     add = parser.add_subparsers(required=True, metavar="COMMAND").add_parser
     for name, command in commands.items():
         told = (command.__doc__ or "").replace("`", "")
         sub = add(name, help=told.splitlines()[0], description=told)
         sub.set_defaults(command=command)
-        sub.add_argument("--name", default="zopilot", help="of the deployment; what it makes is called after it")
+        sub.add_argument("--name", type=_name, default="zopilot", help="of the deployment; what it makes is called so")
         sub.add_argument("--api", default=URL, metavar="URL", help=argparse.SUPPRESS)
         sub.add_argument("--pod-url", default=POD_URL, metavar="URL", help=argparse.SUPPRESS)
         if name in ("plan", "volume", "up", "logs", "down"):
             default = "queue" if name in ("plan", "volume") else ""
-            sub.add_argument("--mode", choices=MODES, required=name in ("up", "logs"), default=default)
+            sub.add_argument("--mode", choices=MODES, required=name in ("up", "logs"), default=default, help=MODE)
         if name in ("plan", "volume", "up"):
             _add_model(sub)
+        if name in ("volume", "upload", "up"):
+            where = "of the volume, where there are several" if name == "upload" else "default: where a card is free"
+            sub.add_argument("--data-center", default="", metavar="ID", help=where)
         if name == "upload":
-            sub.add_argument("--data-center", default="", metavar="ID", help="of the volume, where there are several")
             sub.add_argument("--model", choices=list(catalog.IMPORTS), default=catalog.MIXTRAL.name)
         if name in ("volume", "up"):
             sub.add_argument("--dry-run", action="store_true", help="print the requests as JSON lines and send none")
@@ -41,13 +49,14 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
         if name == "up":
             _add_container(sub)
         if name in ("up", "watch"):
-            sub.add_argument("--idle-minutes", type=_positive, default=0, help="stop a pod without work for so long")
-            sub.add_argument(
-                "--max-cost", type=_positive, default=0, help="stop a pod before its run costs more dollars"
-            )
+            for word, metavar, ends in (
+                ("--idle-minutes", "MINUTES", "stop a pod that is watched for so long without work"),
+                ("--max-cost", "DOLLARS", "stop a pod before its run costs more"),
+            ):
+                sub.add_argument(word, type=_positive, default=0, metavar=metavar, help=ends)
         if name == "logs":
-            sub.add_argument("--tail", type=int, default=100, choices=range(5001), metavar="LINES")
-            sub.add_argument("--follow", action="store_true")
+            sub.add_argument("--tail", type=_whole(0, 5000), default=100, metavar="LINES", help="of the past, each log")
+            sub.add_argument("--follow", action="store_true", help="and what comes, until Ctrl-C")
         if name == "down":
             sub.add_argument(
                 "--volume", action="store_true", help="the volume too, and the weights on it; kept without"
@@ -57,7 +66,7 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
 
 def order(options: argparse.Namespace) -> Order:
     """What was asked for, with the keys of this environment."""
-    known = settings.read(form=settings.Operator)
+    service, known = settings.read(), settings.read(form=settings.Operator)
     rehearsed = rehearsal.CENTER if options.dry_run else ""
     least = options.workers_min if options.workers_min is not None else int(options.mode == "lb")
     return Order(
@@ -65,7 +74,8 @@ def order(options: argparse.Namespace) -> Order:
         mode=options.mode,
         row=catalog.ROWS[options.model],
         image=options.image,
-        keys=settings.read().api_keys,
+        keys=service.api_keys,
+        receipt_key=service.receipt_key,
         env=dict(options.env),
         cards=options.card,
         center=options.data_center or rehearsed,
@@ -85,20 +95,51 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--card", action="append", choices=list(cards.TYPES), default=[], help="again for a second choice"
     )
     parser.add_argument(
-        "--data-center", default="", metavar="ID", help="as RunPod calls it; default: where a card is free"
+        "--volume-size", type=_whole(10, 4096), default=0, metavar="GB", help="default: what the model needs"
     )
-    parser.add_argument("--volume-size", type=int, default=0, metavar="GB", help="default: what the model needs")
-    parser.add_argument("--cuda", default=cards.CUDA, metavar="X.Y", help="the oldest CUDA that a host may have")
+    parser.add_argument(
+        "--cuda", type=_cuda, default=cards.CUDA, metavar="X.Y", help="the oldest CUDA that a host may have"
+    )
 
 
 def _add_container(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, help="by version or digest, never :latest")
-    parser.add_argument("--env", type=_pair, action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--env", type=_pair, action="append", default=[], metavar="NAME=VALUE", help="of the container; again for more"
+    )
     parser.add_argument("--baked", action="store_true", help="the weights are in the image: no volume")
-    parser.add_argument("--disk", type=int, default=30, metavar="GB", help="of the container")
-    parser.add_argument("--workers-min", type=int, metavar="N", help="kept and paid for; default: 1 with lb, else 0")
-    parser.add_argument("--workers-max", type=int, default=3, metavar="N")
-    parser.add_argument("--wait-minutes", type=_positive, default=20, help="how long it may take to answer")
+    parser.add_argument("--disk", type=_whole(1, 100_000), default=30, metavar="GB", help="of the container")
+    parser.add_argument(
+        "--workers-min", type=_whole(0, 1000), metavar="N", help="kept and paid for; default: 1 with lb, else 0"
+    )
+    parser.add_argument(
+        "--workers-max", type=_whole(1, 1000), default=3, metavar="N", help="of an endpoint; default: 3"
+    )
+    parser.add_argument(
+        "--wait-minutes", type=_positive, default=20, metavar="MINUTES", help="that it may take to answer; default: 20"
+    )
+
+
+def _name(text: str) -> str:
+    """Of which RunPod's names are made, and that nothing else is called by chance."""
+    if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){0,39}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 40 small letters, digits and single hyphens")
+    return text
+
+
+def _cuda(text: str) -> str:
+    if not re.fullmatch(r"\d+\.\d+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like {cards.CUDA}")
+    return text
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return parse
 
 
 def _positive(text: str) -> float:

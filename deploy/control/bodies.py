@@ -1,6 +1,6 @@
 """What crosses the wire to RunPod's REST v2 and back: bodies that refuse a misspelt field, answers as far as we read.
 
-Proven against RunPod's own OpenAPI document by tests/test_bodies.py; knows nothing of how it is sent.
+Proven against RunPod's own OpenAPI document by tests/test_contract.py; knows nothing of how it is sent.
 """
 
 from typing import Annotated, Any, Literal
@@ -114,7 +114,7 @@ class RegistryBody(Body):
 
 
 class ActionBody(Body):
-    action: Literal["start", "stop", "restart", "terminate"]
+    action: Literal["start", "stop"]
 
 
 class PodCard(Answer):

@@ -10,6 +10,7 @@ from typing import Literal
 
 import settings
 from deploy import limits
+from deploy.__main__ import refuse
 from deploy.control import cost
 from deploy.control.bodies import (
     EndpointBody,
@@ -36,12 +37,13 @@ IMAGE = re.compile(
 VOLUME_PATH = "/runpod-volume"
 PORT, HEALTH_PORT = 3000, 3001
 MARK = "ZOPILOT_DEPLOYMENT"  # in the environment of what was made here, with the deployment's name
-SECRETS = ("ZOPILOT_GPU_API_KEY",)
+HANDED = ("ZOPILOT_GPU_API_KEY", "ZOPILOT_RECEIPT_KEY")  # from this environment: a command line is read by others
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names whose values are never shown
 PLATFORMS = {"queue": limits.QUEUE, "pod": limits.POD, "lb": limits.BALANCER}
 # A worker that is not ready by then counts as unhealthy, unless RUNPOD_INIT_TIMEOUT says otherwise (docs.runpod.io,
 # serverless).
 INIT_SECONDS = 420
-JOB_SECONDS = {"queue": 900, "lb": int(limits.BALANCER.whole or 0)}
+JOB_MARGIN = 300  # seconds beyond a job's wait for its turn and its work, each of which has a deadline's time
 
 
 class Refused(Exception):
@@ -50,14 +52,16 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """`keys` are those that the service will ask for; `cards` in the order of preference, all that hold the model if
-    none is named; `registry` a user and a password; `volume_size` and `disk` in GB, 0: what the model needs."""
+    """`keys` are those that the service will ask for, `receipt_key` "": its own to make; `cards` in the order of
+    preference, all that hold the model if none is named; `registry` a user and a password; `volume_size` and `disk` in
+    GB, 0: what the model needs."""
 
     name: str
     mode: Mode
     row: Model
     image: str
     keys: tuple[str, ...] = field(default=(), repr=False)
+    receipt_key: str = field(default="", repr=False)
     env: Mapping[str, str] = field(default_factory=dict)
     cards: Sequence[str] = ()
     center: str = ""
@@ -90,16 +94,18 @@ class Order:
 
     def check(self) -> None:
         """Raises Refused, and SettingError for what the container would refuse at its start."""
-        if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){0,39}", self.name):
-            raise Refused(f"--name {self.name!r}: 1 to 40 small letters, digits and single hyphens")
         if not IMAGE.fullmatch(self.image):
             raise Refused(
                 f"--image {self.image!r}: name a version or a digest; :latest and none are not the same twice"
             )
-        if taken := set(self.env) & set(self._environment):
-            raise Refused(f"--env {', '.join(sorted(taken))}: set by this command already")
+        if taken := set(self.env) & {*self._environment, *HANDED}:
+            raise Refused(f"--env {', '.join(sorted(taken))}: set by this command already, keys from its environment")
+        if not self.baked:
+            self.volume_body("?")
+        refuse(self.env)
+        settings.read(self.environment, form=settings.Container)
         limits.check(PLATFORMS[self.mode], settings.read(self.environment))
-        if self.serverless and not 0 <= self.workers[0] <= max(self.workers[1], 1):
+        if self.workers[0] > self.workers[1]:
             raise Refused(f"workers: at least {self.workers[0]}, at most {self.workers[1]} cannot be")
         if self.mode == "lb" and not self.workers[0] and self.start.high > limits.WORKER_SECONDS:
             raise Refused(
@@ -122,6 +128,8 @@ class Order:
             found["RUNPOD_INIT_TIMEOUT"] = str(math.ceil(2 * self.start.high))
         if self.keys:
             found["ZOPILOT_GPU_API_KEY"] = ",".join(self.keys)
+        if self.receipt_key:
+            found["ZOPILOT_RECEIPT_KEY"] = self.receipt_key
         return found
 
     @property
@@ -130,7 +138,9 @@ class Order:
         return {**self.env, **self._environment}
 
     def volume_body(self, center: str) -> VolumeBody:
-        """Room for the weights, what is beside them, and a quarter more."""
+        """Room for the weights, what is beside them, and a quarter more. Raises Refused where they have none."""
+        if self.volume_size and self.volume_size * 1e9 < self.weights:
+            raise Refused(f"--volume-size {self.volume_size}: too few GB for {self.row.name}")
         size = self.volume_size or max(10, math.ceil(1.25 * self.weights / 1e9) + 5)
         return VolumeBody(name=volume_name(self.name), size=size, data_center=center)
 
@@ -163,6 +173,7 @@ class Order:
         """One pool; where the volumes are, and what of the pool is not to be taken."""
         balanced = self.mode == "lb"
         least, most = self.workers
+        seconds = 2 * settings.read(self.environment).deadline_ms / 1000 + JOB_MARGIN
         return EndpointBody(
             name=self.thing,
             type="LOAD_BALANCER" if balanced else "QUEUE",
@@ -175,10 +186,10 @@ class Order:
             gpu=EndpointGpu(
                 pools=[offer.gpu.pool or ""], excluded_types=list(excluded) or None, min_cuda_version=self.cuda
             ),
-            workers=Workers(min=least, max=max(least, most), idle_timeout=self.idle_seconds),
+            workers=Workers(min=least, max=most, idle_timeout=self.idle_seconds),
             scaling=RequestCount(request_count=offer.rooms) if balanced else QueueDelay(queue_delay=4),
             network_volumes=list(volumes),
-            timeout=1000 * JOB_SECONDS[self.mode],
+            timeout=int(1000 * (limits.BALANCER.whole or 0 if balanced else seconds)),
             flashboot="OFF" if balanced else "FLASHBOOT",
         )
 

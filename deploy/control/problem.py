@@ -13,7 +13,7 @@ CAPACITY = re.compile(
 
 
 class ApiError(Exception):
-    """RunPod did not do what it was asked. `status` 0: there was no answer."""
+    """RunPod did not do what it was asked, and would not the next time. `status` 0: there was no answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -22,18 +22,6 @@ class ApiError(Exception):
 
 class NoCapacity(ApiError):
     """400: no such card is free there now."""
-
-
-class RuleBroken(ApiError):
-    """400: the request breaks a rule; it would do so everywhere."""
-
-
-class Unauthorized(ApiError):
-    """401: the key is none."""
-
-
-class NoBalance(ApiError):
-    """402."""
 
 
 class Forbidden(ApiError):
@@ -46,10 +34,6 @@ class NotFound(ApiError):
 
 class Conflict(ApiError):
     """409: not in the state that it is in."""
-
-
-class Invalid(ApiError):
-    """422: the body is not as the document has it."""
 
 
 class Limited(ApiError):
@@ -66,7 +50,7 @@ class Unsure(Unavailable):
     """The same of a POST: it may have been carried out."""
 
 
-STATUSES = {401: Unauthorized, 402: NoBalance, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid, 429: Limited}
+STATUSES = {403: Forbidden, 404: NotFound, 409: Conflict}
 
 
 def read(response: httpx.Response, method: str) -> ApiError:
@@ -80,7 +64,7 @@ def read(response: httpx.Response, method: str) -> ApiError:
         told = detail = "no reason given"
     message = f"RunPod answers {status} to {method} {response.request.url.path}: {told}"
     if status == 400:
-        return (NoCapacity if CAPACITY.search(detail) else RuleBroken)(status, message)
+        return (NoCapacity if CAPACITY.search(detail) else ApiError)(status, message)
     if status == 429:
         error = Limited(status, message)
         error.wait = read_wait(response.headers)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from deploy.control.cards import TYPES
-from deploy.control.order import SECRETS
+from deploy.control.order import SECRET
 
 CENTER = "<a data centre with that card and network volumes>"
 STRUCK = "***"
@@ -78,5 +78,5 @@ def _strike(body: Any) -> Any:
     if "password" in struck:
         struck["password"] = STRUCK
     if "env" in struck:
-        struck["env"] = {name: STRUCK if name in SECRETS else value for name, value in struck["env"].items()}
+        struck["env"] = {name: STRUCK if SECRET.search(name) else value for name, value in struck["env"].items()}
     return struck

@@ -42,23 +42,28 @@ class Rollout:
     probe: Probe
     budget: float = 0
 
-    def up(self, wait_seconds: float) -> Running:
-        """Make whatever is not there yet; returns when it answers. Raises Refused, ApiError or Fallen."""
+    def make(self) -> Pod | Endpoint:
+        """Whatever is not there yet. Raises Refused, ApiError or Fallen."""
         order = self.order
         order.check()
         found = survey(self.client, order.name)
-        thing: Pod | Endpoint | None = found.endpoint(order.mode) if order.serverless else found.pod()
-        gpus = self.client.gpus("SERVERLESS" if order.serverless else "POD", order.cuda)
-        if thing is None:
-            thing = self._make(found, gpus)
-            if len(twice := survey(self.client, order.name).things(order.mode)) > 1:
-                raise Fallen(f"RunPod has made {len(twice)} called {order.thing}")
-        else:
+        if thing := found.single(order.mode):
             same(order, thing)
             self.client.say(f"{thing.name} ({thing.id}) is there already")
+            return thing
+        thing = self._make(found, self._gpus())
+        # Where an answer was lost and its list is late, a thing may have been asked for twice.
+        made = survey(self.client, order.name)
+        centers = [volume.data_center for volume in made.volumes]
+        if len(made.things(order.mode)) > 1 or len(set(centers)) < len(centers):
+            raise Fallen("RunPod has made one of these twice")
+        return thing
+
+    def answer(self, thing: Pod | Endpoint, wait_seconds: float) -> Running:
+        """Returns when it answers. Raises ApiError or Fallen."""
         if isinstance(thing, Pod):
             return self._await_pod(thing, wait_seconds)
-        return self._await_endpoint(thing, gpus, wait_seconds)
+        return self._await_endpoint(thing, wait_seconds)
 
     def volume(self) -> Volume:
         """The volume for the weights: found, or made where the cheapest card that holds the model is free. There may
@@ -67,16 +72,19 @@ class Rollout:
         for volume in survey(self.client, self.order.name).volumes:
             if asked in ("", volume.data_center):
                 return volume
-        gpus = self.client.gpus("SERVERLESS" if self.order.serverless else "POD", self.order.cuda)
-        offers = cards.offers(self.order.row, gpus, self.order.serverless, self.order.cards)
+        offers = cards.offers(self.order.row, self._gpus(), self.order.serverless, self.order.cards)
         for _, center in self._candidates(offers, []):
             return self._volume(center)
         raise NoCapacity(0, f"no card that holds {self.order.row.name} is free beside a volume{self._among}")
 
+    def _gpus(self) -> list[GpuType]:
+        return self.client.gpus("SERVERLESS" if self.order.serverless else "POD", self.order.cuda)
+
     def _make(self, found: Standing, gpus: Sequence[GpuType]) -> Pod | Endpoint:
         """Try one candidate after the other while RunPod has no card free; what was made for one in vain is removed."""
         order = self.order
-        for volume in found.volumes if not order.baked else []:
+        volumes = self._volumes(found)
+        for volume in volumes:
             if volume.size * 1e9 < order.weights:
                 raise Refused(f"{volume.name} ({volume.id}) has {volume.size} GB, too few for {order.row.name}")
         offers = cards.offers(order.row, gpus, order.serverless, order.cards)
@@ -84,15 +92,14 @@ class Rollout:
             raise Refused(f"RunPod's catalogue has no card that holds {order.row.name}{self._among}")
         registry = self._registry(found)
         why: ApiError = NoCapacity(0, f"no card that holds {order.row.name} is free where it could stand{self._among}")
-        for offer, center in self._candidates(offers, found.volumes):
-            made = None if order.baked or found.volumes else self._volume(center)
-            volumes = [made] if made else found.volumes
+        for offer, center in self._candidates(offers, volumes):
+            made = None if order.baked or volumes else self._volume(center)
             excluded = cards.excluded(offer.gpu.pool or "", offers, gpus)
             try:
-                return self._place(offer, center, excluded, volumes, registry)
+                return self._place(offer, center, excluded, [made] if made else volumes, registry)
             except (NoCapacity, Forbidden) as error:
                 why = error
-                self.client.say(f"{offer.gpu.name} in {center or 'any data centre'}: {error}")
+                self.client.say(f"{offer.gpu.name}{f' in {center}' if center else ''}: {error}")
                 if made:
                     self.client.delete(VOLUMES, made.id)
                     self.client.say(
@@ -106,15 +113,23 @@ class Rollout:
         wanted += [f"--data-center {self.order.center}"] if self.order.center else []
         return f" ({', '.join(wanted)})" if wanted else ""
 
+    def _volumes(self, found: Standing) -> list[Volume]:
+        """Those with the weights, where it may stand; none if they are in the image."""
+        asked, every = self.order.center, [] if self.order.baked else found.volumes
+        fit = [volume for volume in every if asked in ("", volume.data_center)]
+        if every and not fit:
+            held = ", ".join(volume.data_center for volume in every)
+            raise Refused(f"--data-center {asked}: the volume with the weights is in {held}")
+        return fit
+
     def _candidates(self, offers: Sequence[Offer], volumes: Sequence[Volume]) -> Iterator[tuple[Offer, str]]:
         """Cards and data centres, the cheapest first; where the weights are if they are anywhere. The catalogue says
         what is free now and promises nothing, so where there is no choice of place it only orders them."""
-        asked = self.order.center
-        if volumes and not self.order.baked:
-            centers = [volume.data_center for volume in volumes if asked in ("", volume.data_center)]
-            if not centers:
-                held = ", ".join(volume.data_center for volume in volumes)
-                raise Refused(f"--data-center {asked}: the volume with the weights is in {held}")
+        asked, centers = self.order.center, [volume.data_center for volume in volumes]
+        if volumes and self.order.serverless:  # it spans all of them
+            yield from ((offer, "") for offer in sorted(offers, key=lambda each: not {*centers} & {*each.centers}))
+            return
+        if volumes:
             places = [(offer, center) for offer in offers for center in centers]
             yield from sorted(places, key=lambda place: place[1] not in place[0].centers)
             return
@@ -144,21 +159,22 @@ class Rollout:
             f"making the network volume {body.name}, {body.size} GB in {center}, paid for until it is removed:"
         )
         self.client.say(f"  {removal(self.order.name)} --volume")
+        self.client.say(f"it is empty: nothing answers before scripts/deploy upload --name {self.order.name}")
         return self.client.create(VOLUMES, body, body.name)
 
     def _place(
         self, offer: Offer, center: str, excluded: Sequence[str], volumes: Sequence[Volume], registry: str | None
     ) -> Pod | Endpoint:
         """Ask for the pod or endpoint itself."""
-        order, where = self.order, center or "any data centre"
+        order = self.order
+        centers = [center] if center else [volume.data_center for volume in volumes]
+        where = ", ".join(centers) or "any data centre"
         self.client.say(f"making {order.thing} on {offer.gpu.name} in {where}, ${offer.price:.2f} an hour each:")
         self.client.say(f"  {removal(order.name, order.mode)}")
-        held = [] if order.baked else volumes
         if not order.serverless:
-            here = next((volume.id for volume in held if volume.data_center == center), "")
+            here = next((volume.id for volume in volumes if volume.data_center == center), "")
             return self.client.create(PODS, order.pod_body(offer, center, here, registry), order.thing)
-        centers = [volume.data_center for volume in held] or ([center] if center else [])
-        body = order.endpoint_body(offer, excluded, centers, [volume.id for volume in held], registry)
+        body = order.endpoint_body(offer, excluded, centers, [volume.id for volume in volumes], registry)
         return self.client.create(ENDPOINTS, body, order.thing)
 
     def _await_pod(self, pod: Pod, wait_seconds: float) -> Running:
@@ -185,7 +201,7 @@ class Rollout:
             raise Fallen(f"{pod.name} answers, but not to ZOPILOT_GPU_API_KEY: it was started with another key")
         return Running(pod, url, pod.cost)
 
-    def _await_endpoint(self, endpoint: Endpoint, gpus: Sequence[GpuType], wait_seconds: float) -> Running:
+    def _await_endpoint(self, endpoint: Endpoint, wait_seconds: float) -> Running:
         """A balancer answers when a worker does; a queue when it takes jobs, and where one is to be kept, when it is
         up."""
         urls = endpoint.request_urls
@@ -204,7 +220,7 @@ class Rollout:
             return up >= least and self.probe.takes_jobs(urls.health), told
 
         self._wait(look, wait_seconds)
-        prices = [gpu.price.serverless or 0 for gpu in gpus if gpu.pool and gpu.pool in endpoint.pools]
+        prices = [gpu.price.serverless or 0 for gpu in self._gpus() if gpu.pool and gpu.pool in endpoint.pools]
         return Running(endpoint, (urls.base if balanced else urls.run_sync) or "", max(prices, default=0))
 
     @property

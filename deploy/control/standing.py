@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deploy.control import cost
 from deploy.control.bodies import Endpoint, Pod, Registry, Volume
-from deploy.control.order import MARK, Order, Refused, registry_name, volume_name
+from deploy.control.order import MARK, SECRET, Order, Refused, registry_name, volume_name
 from deploy.control.problem import ApiError
 from deploy.control.runpod import ENDPOINTS, PODS, REGISTRIES, VOLUMES, Client, bare
 
@@ -29,16 +29,8 @@ class Standing:
         found: list[Pod | Endpoint] = [*self.pods, *self.endpoints]
         return [each for each in found if bare(each.name) == f"{self.name}-{mode}"]
 
-    def pod(self) -> Pod | None:
-        """Its pod; Refused where there are two."""
-        found = self._single("pod")
-        return found if isinstance(found, Pod) else None
-
-    def endpoint(self, mode: str) -> Endpoint | None:
-        found = self._single(mode)
-        return found if isinstance(found, Endpoint) else None
-
-    def _single(self, mode: str) -> Pod | Endpoint | None:
+    def single(self, mode: str) -> Pod | Endpoint | None:
+        """The one of a mode; Refused where there are two, or it is a stranger."""
         for stranger in self.strangers:
             if bare(stranger.name) == f"{self.name}-{mode}":
                 raise Refused(f"{stranger.name} ({stranger.id}) was not made by this command: choose another --name")
@@ -135,10 +127,12 @@ def told(client: Client, name: str) -> Iterator[None]:
 def same(order: Order, thing: Pod | Endpoint) -> None:
     """Raises Refused where what stands is not what is asked for; secrets are not compared, RunPod may hide them."""
     differs = [] if thing.image in (order.image, None) else [f"image {thing.image}"]
-    for name in ("ZOPILOT_MODE", "ZOPILOT_MODEL"):
-        stands = (thing.env or order.environment).get(name)
-        if stands != order.environment[name]:
-            differs.append(f"{name} {stands}")
+    if thing.env is not None:
+        wanted = {name: value for name, value in order.environment.items() if not SECRET.search(name)}
+        differs += [f"another {name}" for name, value in wanted.items() if thing.env.get(name) != value]
+    # RunPod itself takes workers away from one that was idle for days, until none may come.
+    if isinstance(thing, Endpoint) and _workers(thing) != order.workers:
+        differs.append("{} to {} workers".format(*_workers(thing)))
     if differs:
         told = removal(order.name, order.mode)
         raise Refused(f"{thing.name} ({thing.id}) stands with {', '.join(differs)}: {told}, then up again")
@@ -149,9 +143,13 @@ def _marked(each: Pod | Endpoint, name: str) -> bool:
     return each.env is None or each.env.get(MARK) == name
 
 
+def _workers(endpoint: Endpoint) -> tuple[int, int]:
+    return endpoint.workers.get("min", 0), endpoint.workers.get("max", 0)
+
+
 def _tell(each: Pod | Endpoint) -> str:
     if isinstance(each, Pod):
         return f"pod {each.name} ({each.id}): {each.status}, ${each.cost:.2f} an hour now"
-    least, most = each.workers.get("min", 0), each.workers.get("max", 0)
+    least, most = _workers(each)
     paid = f"{least} paid for all the time" if least else "paid for while they run"
     return f"endpoint {each.name} ({each.id}): {least} to {most} workers, {paid}"

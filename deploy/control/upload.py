@@ -15,7 +15,7 @@ BENTO = "model.yaml"
 
 
 def upload(model: Row, store: Path, volume_id: str, data_center: str, endpoint: str = "") -> Manifest:
-    """Bring `model` of `store` onto the volume, as a worker's BENTOML_HOME wants it; what was brought.
+    """Bring `model` of `store` onto the volume, where the image looks for it; what was brought.
 
     The key is boto3's to find: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. When it returns, every byte has been read
     back through the same API and hashes to the manifest. Killed at any moment it goes on where it was, and what is

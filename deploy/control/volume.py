@@ -24,6 +24,7 @@ from botocore.exceptions import (
 )
 from tqdm import tqdm
 
+from deploy.control.cards import S3_CENTERS
 from models.failure import Failure
 
 if TYPE_CHECKING:
@@ -48,11 +49,7 @@ HINTS = {
     "NoSuchBucket": "there is no such volume in this data center",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
 }
-# As RunPod's documentation has it in August 2026.
-REACHED = (
-    "RunPod has this API in EU-CZ-1, EU-RO-1, EUR-IS-1, EUR-NO-1, US-CA-2, US-GA-2, US-IL-1, US-KS-2, US-MD-1, "
-    "US-MO-1, US-MO-2, US-NC-1, US-NC-2, US-NE-1 and US-WA-1"
-)
+REACHED = f"RunPod has this API in {', '.join(sorted(S3_CENTERS))}"
 
 
 def endpoint_of(data_center: str) -> str:

@@ -22,8 +22,8 @@ OVER = ("EXITED", "TERMINATED")
 
 @dataclass
 class Watch:
-    """Of one pod. `idle` seconds without work and `budget` dollars end it, 0: neither; `price` is what an hour costs
-    at least. `clock` tells seconds of Unix time."""
+    """Of one pod. `idle` seconds without work, as seen from here, and `budget` dollars end it, 0: neither; `price` is
+    what an hour costs at least. `clock` tells seconds of Unix time."""
 
     client: Client
     probe: Probe
@@ -38,6 +38,7 @@ class Watch:
     def run(self, pod: Pod) -> str:
         """Until it stands still; why it does."""
         began = _began(pod, self.clock())
+        self._worked = self.clock()  # what came before nobody has seen: a long start is no idleness
         while True:
             try:
                 pod = self.client.get(PODS, pod.id)
@@ -77,12 +78,17 @@ class Watch:
 
 
 def stop(client: Client, pod: Pod, price: float) -> None:
-    """Until RunPod says that it stands still; at `price` dollars an hour until then."""
+    """Until RunPod says that it stands still; at `price` dollars an hour until then. One in error it does not stop, so
+    that is removed."""
     while True:
         try:
             client.act(pod.id, "stop")
-            if client.get(PODS, pod.id).status in OVER:
+            status = client.get(PODS, pod.id).status
+            if status in OVER:
                 return
+            if status == "ERROR":
+                client.say(f"removing {pod.name}: it is in error, and such a pod cannot be stopped")
+                client.delete(PODS, pod.id)
         except NotFound:
             return
         except ApiError as error:

@@ -41,18 +41,27 @@ export class AskError extends Error {
 }
 
 type Told = Record<string, unknown>;
+type Answer = { ok: boolean; status: number; retryAfter: string; told: Told };
 
 const LIMITS = { run: 10_000_000, runsync: 20_000_000 }; // bytes of a request
 const WAITING = ["IN_QUEUE", "IN_PROGRESS", "RUNNING"];
 const HTTP_MS = 30_000;
 const WEEK_MS = 7 * 24 * 3600_000;
 
-/** The answer of /prompt: `output` is JSON in a string, `metadata` says where it comes from. */
-export async function prompt(url: string, key: string, body: object, seconds = 300): Promise<Told> {
-  const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+/**
+ * The answer of /prompt: `output` is JSON in a string, `metadata` says where it comes from. `runpodKey` is what a load
+ * balancer asks for before the service asks for its own.
+ */
+export async function prompt(url: string, key: string, body: object, seconds = 300, runpodKey = ""): Promise<Told> {
+  const keys = { ...(key && { "X-API-Key": key }), ...(runpodKey && { Authorization: `Bearer ${runpodKey}` }) };
+  const headers = { "Content-Type": "application/json", ...keys };
   const signal = AbortSignal.timeout(1000 * seconds);
-  const response = await fetch(`${url}/prompt`, { method: "POST", headers, body: JSON.stringify(body), signal });
-  const told = await read(response);
+  const response = await send(`${url}/prompt`, { method: "POST", headers, body: JSON.stringify(body), signal }).catch(
+    (error: unknown) => {
+      throw new AskError("unreachable", `${error}`);
+    },
+  );
+  const { told } = response;
   if (response.ok && told.success === true) return told;
   // A pod's proxy waits 100 seconds: what takes longer has become a job, see jobs.py.
   if (response.status === 202) throw new AskError("deadline_exceeded", `it goes on at ${told.location}`);
@@ -135,15 +144,14 @@ export class Queue {
     return undefined;
   }
 
-  private call(method: string, path: string, body?: string): Promise<Response> {
+  private call(method: string, path: string, body?: string): Promise<Answer> {
     const headers = { Authorization: `Bearer ${this.key}`, "Content-Type": "application/json" };
     const signal = AbortSignal.timeout(HTTP_MS);
-    return fetch(`${this.url}/${this.endpoint}/${path}`, { method, headers, signal, ...(body !== undefined && { body }) });
+    return send(`${this.url}/${this.endpoint}/${path}`, { method, headers, signal, ...(body !== undefined && { body }) });
   }
 
-  private retryAfter(response: Response): number {
-    const seconds = response.headers.get("Retry-After") ?? "";
-    return /^\d+$/.test(seconds) ? 1000 * Number(seconds) : this.longestPollMs;
+  private retryAfter({ retryAfter }: Answer): number {
+    return /^\d+$/.test(retryAfter) ? 1000 * Number(retryAfter) : this.longestPollMs;
   }
 }
 
@@ -178,16 +186,27 @@ function failure(error: unknown, job: string): AskError {
   return new AskError("failed", String(error || "without a reason"), { job });
 }
 
-async function readJob(response: Response): Promise<Told> {
-  const told = await read(response);
+function readJob({ told }: Answer): Told {
   if (typeof told.id !== "string") throw new AskError("unknown_status", "the answer is not a job");
   return told;
 }
 
-/** What was answered; an empty object where it is not one. */
-async function read(response: Response): Promise<Told> {
-  const told: unknown = await response.json().catch(() => undefined);
-  return typeof told === "object" && told !== null ? (told as Told) : {};
+/** What was answered, to its last byte; rejected where the connection breaks before that. */
+async function send(url: string, init: RequestInit): Promise<Answer> {
+  const response = await fetch(url, init);
+  const text = await response.text();
+  const { ok, status } = response;
+  return { ok, status, retryAfter: response.headers.get("Retry-After") ?? "", told: read(text) };
+}
+
+/** An empty object where it is not one. */
+function read(text: string): Told {
+  try {
+    const told: unknown = JSON.parse(text);
+    return typeof told === "object" && told !== null ? (told as Told) : {};
+  } catch {
+    return {};
+  }
 }
 
 function sleep(ms: number): Promise<void> {

@@ -71,6 +71,8 @@ def _persist(http: httpx.Client, end: float, method: str, path: str, **request: 
                 return response
             after = response.headers.get("Retry-After", "")
             pause = float(after) if after.isdigit() else pause
+        except httpx.UnsupportedProtocol:  # no https:// before it: nothing will ever answer there
+            raise
         except (httpx.TransportError, ValueError):
             pass
         _sleep(pause, end)
