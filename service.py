@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware  # noqa: E402
 
 from models import checkup  # noqa: E402
 from models.failure import Failure  # noqa: E402
-from serving import bertscore, chat, completions, decisions, embeddings, traffic  # noqa: E402
+from serving import bertscore, chat, completions, decisions, embeddings, origins, traffic  # noqa: E402
 from serving.arrival import Arrival, prepare  # noqa: E402
 from serving.errors import failure  # noqa: E402
 from serving.gate import Gate, Keys  # noqa: E402
@@ -226,13 +226,7 @@ class ZopilotGPU:
 
 add_middleware: Any = ZopilotGPU.add_asgi_middleware  # type: ignore[attr-defined]
 if SETTINGS.allowed_origins:
-    add_middleware(
-        CORSMiddleware,
-        allow_origins=list(SETTINGS.allowed_origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-Id"],
-        expose_headers=["Retry-After", "X-Request-Id"],
-    )
+    add_middleware(CORSMiddleware, **origins.allow(SETTINGS.allowed_origins))
 add_middleware(
     Gate,
     status=STATUS,

@@ -5,6 +5,7 @@ out with work under way, 78 where the environment is refused.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 
@@ -33,6 +34,8 @@ def refuse(environ: Mapping[str, str]) -> None:
 
 def main() -> int:
     """The exit status."""
+    # A process 1 is not ended by what it does not listen to: until there is something to end, it just goes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings.harden_process()
     try:
         refuse(os.environ)

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from deploy import results
-from deploy.backend import Backend
+from deploy.backend import Backend, find_wait
 from deploy.inputs import Request
 from models.failure import Failure
 from serving.errors import failure
@@ -20,7 +20,6 @@ TICK_SECONDS = 0.1
 CONNECT_SECONDS = 5.0
 NOTICE_SECONDS = 3.0  # after which it is known that the service has died: until then it would be asked to no end
 MARGIN_SECONDS = 60.0  # that a service may be later than its own deadline
-PASSING = (429, 503)  # with Retry-After
 FRAME = "\n\n"
 ERROR = 'data: {"error":'
 
@@ -127,10 +126,8 @@ async def _read(response: httpx.Response) -> Any:
 
 def _read_refusal(response: httpx.Response, body: bytes) -> Failure:
     """What the service refused with, in either envelope; `retry_after` where it is worth waiting for."""
-    told = response.headers.get("retry-after", "")
-    passes = response.status_code in PASSING and told.isdigit()
     try:
-        return _as_failure(results.parse(body), float(told) if passes else None)
+        return _as_failure(results.parse(body), find_wait(response))
     except ValueError:
         return failure("internal_error")
 

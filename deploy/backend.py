@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
+import httpx
 import psutil
 
 import settings
@@ -155,6 +156,12 @@ class Backend:
             with suppress(psutil.Error):
                 each.kill()
         psutil.wait_procs(family, KILL_SECONDS)
+
+
+def find_wait(response: httpx.Response) -> float | None:
+    """Seconds after which the service may take what it has refused; None: it has not, or always will."""
+    told = response.headers.get("retry-after", "")
+    return float(told) if response.status_code in (429, 503) and told.isdigit() else None
 
 
 def _free_port() -> int:

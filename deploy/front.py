@@ -5,9 +5,9 @@ platform would cut becomes a job or a refusal before that.
 """
 
 import asyncio
-import hashlib
 import json
 import re
+import sys
 from contextlib import suppress
 
 import httpx
@@ -15,24 +15,24 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from deploy import limits
+from deploy import limits, protocol
 from deploy.backend import Backend
-from deploy.jobs import Jobs, tell
+from deploy.jobs import Jobs
 from deploy.journal import Job
 from models.failure import Failure
 from serving.caller import Caller
 from serving.errors import OPENAI, describe, failure, respond
-from serving.gate import ClientLeft, Keys, check_media, identify, read, show
+from serving.gate import ClientLeft, Keys, check_media, identify, read
 from serving.routes import find
 from settings import Settings
 
 PROBE_SECONDS = 2.0
-SEND_SECONDS = 60.0  # for a reader who takes nothing
+MAX_OPEN = 512  # as many as the service takes: each may have a body
 JOB = re.compile(r"/jobs/([0-9a-f]{32})")
 # What belongs to one connection (RFC 9110, 7.6.1), and what is said to us alone.
-ONE_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
-SERVERS = ONE_HOP | {"date", "server"}
-OURS = ONE_HOP | {"host", "content-length", "expect", "prefer", "idempotency-key", "x-request-id"}
+ONE_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
+SERVERS = ONE_HOP | {b"date", b"server"}
+OURS = ONE_HOP | {b"host", b"origin", b"content-length", b"expect", b"prefer", b"idempotency-key", b"x-request-id"}
 
 
 class Front:
@@ -80,7 +80,7 @@ class Front:
         try:
             if scope["path"] == "/ping":
                 return Response(status_code=self._health())
-            if scope["path"] == "/livez" and not (self._backend.ready or self._backend.failed):
+            if scope["path"] == "/livez" and not self._backend.failed and (self.draining or not self._backend.ready):
                 return JSONResponse({"alive": True}, headers={"X-Request-Id": caller.request_id})
             if self._backend.failed:
                 raise Failure("model_unavailable", self._backend.failed)
@@ -96,7 +96,13 @@ class Front:
         except ClientLeft:
             return respond(failure("client_closed_request"), caller)
         except Failure as refused:
-            return respond(refused, caller)
+            response = respond(refused, caller)
+            if response.status_code == 405:
+                response.headers["Allow"] = "GET, DELETE" if JOB.fullmatch(scope["path"]) else "GET"
+            return response
+        except Exception as error:
+            print(f"zopilot-gpu: a request has failed: {type(error).__name__}", file=sys.stderr, flush=True)
+            return respond(failure("internal_error"), caller)
 
     async def _manage(self, method: str, identity: str, headers: Headers, caller: Caller) -> Response:
         """A job, told or cancelled."""
@@ -105,7 +111,10 @@ class Front:
         if method not in ("GET", "DELETE"):
             raise failure("method_not_allowed")
         act = self._jobs.cancel if method == "DELETE" else self._jobs.find
-        return JSONResponse(tell(await act(identity, _owner(headers))), headers={"X-Request-Id": caller.request_id})
+        return JSONResponse(
+            protocol.tell(await act(identity, protocol.find_owner(headers))),
+            headers={"X-Request-Id": caller.request_id},
+        )
 
     async def _take(
         self, scope: Scope, headers: Headers, caller: Caller, receive: Receive, send: Send
@@ -113,8 +122,10 @@ class Front:
         """A body is read only of who may come in."""
         if not self._keys.admit(headers):
             raise failure("unauthorized")
+        if self.under_way > MAX_OPEN:
+            raise failure("queue_full")
         body = await read(headers, receive, self._max_body)
-        if not _asks_for_a_job(headers):
+        if not protocol.asks_for_one(headers):
             if not self._backend.ready:
                 raise failure("model_loading")
             return await self._pass(scope, headers, caller, body, receive, send)
@@ -124,7 +135,9 @@ class Front:
         if route is None or route.method != "POST":
             raise failure("method_not_allowed" if route else "not_found")
         check_media(headers)
-        return _accepted(await self._jobs.accept(caller, _owner(headers), _idempotency_key(headers), body), caller)
+        return protocol.accept(
+            await self._jobs.accept(caller, protocol.find_owner(headers), protocol.find_key(headers), body), caller
+        )
 
     async def _pass(
         self, scope: Scope, headers: Headers, caller: Caller, body: bytes, receive: Receive, send: Send
@@ -142,9 +155,11 @@ class Front:
             job = await self._defer(caller, headers, body)
             self._jobs.adopt(job, answer)
             adopted = True
-            return _accepted(job, caller)
-        except httpx.ConnectError:  # nothing was asked
+            return protocol.accept(job, caller)
+        except (httpx.ConnectError, httpx.ConnectTimeout):  # nothing was asked
             raise failure("model_loading") from None
+        except httpx.TimeoutException:
+            raise failure("deadline_exceeded") from None
         except httpx.TransportError:
             raise failure("interrupted") from None
         finally:
@@ -169,16 +184,16 @@ class Front:
                 f"{self._platform.name} waits {self._platform.begin:.0f} seconds for an answer to begin, and this one"
                 " has not; stream it, or send Prefer: respond-async",
             )
-        return await self._jobs.accept(caller, _owner(headers), None, body, running=True)
+        return await self._jobs.accept(caller, protocol.find_owner(headers), None, body, running=True)
 
     async def _ask(self, scope: Scope, headers: Headers, caller: Caller, body: bytes) -> httpx.Response:
         """The service's response, its body still to be read."""
         query = b"?" + scope["query_string"] if scope["query_string"] else b""
-        passed = [(name, value) for name, value in headers.items() if name not in OURS]
+        passed = [(name, value) for name, value in headers.raw if name not in OURS]
         request = httpx.Request(
             scope["method"],
             self._backend.url,
-            headers=[*passed, ("X-Request-Id", caller.request_id)],
+            headers=[*passed, (b"X-Request-Id", caller.request_id.encode())],
             content=body,
             extensions={"target": scope["raw_path"] + query},  # as it came, dots and all
         )
@@ -187,12 +202,12 @@ class Front:
     async def _relay(
         self, response: httpx.Response, caller: Caller, left: "asyncio.Task[None]", send: Send
     ) -> Response | None:
-        """Until its end, or until the client leaves or takes nothing any more."""
+        """Until its end, or until the client leaves."""
         try:
             limits.check_answer(self._platform, int(response.headers.get("content-length", "0")))
             passing = asyncio.create_task(_copy(response, caller, send))
             left.add_done_callback(lambda _: passing.cancel())
-            with suppress(asyncio.CancelledError, TimeoutError):
+            with suppress(asyncio.CancelledError):
                 await passing
             return None
         finally:
@@ -206,44 +221,14 @@ async def _leave(receive: Receive) -> None:
 
 async def _copy(response: httpx.Response, caller: Caller, send: Send) -> None:
     """What breaks off ends with a typed event where it is a stream of these, else as a broken connection."""
-    kept = [(name, value) for name, value in response.headers.raw if name.decode().lower() not in SERVERS]
+    kept = [(name, value) for name, value in response.headers.raw if name.lower() not in SERVERS]
     await send({"type": "http.response.start", "status": response.status_code, "headers": kept})
     try:
         async for chunk in response.aiter_raw():
-            await _give(send, chunk, more=True)
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except httpx.TransportError:
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             return
         error = json.dumps({"error": describe(failure("interrupted"), caller.request_id)})
-        await _give(send, f"data: {error}\n\n".encode(), more=True)
-    await _give(send, b"", more=False)
-
-
-async def _give(send: Send, chunk: bytes, more: bool) -> None:
-    async with asyncio.timeout(SEND_SECONDS):
-        await send({"type": "http.response.body", "body": chunk, "more_body": more})
-
-
-def _accepted(job: Job, caller: Caller) -> JSONResponse:
-    """Who overlooks the status finds no `success`."""
-    told = tell(job)
-    headers = {"Location": told["location"], "Retry-After": "1", "X-Request-Id": caller.request_id}
-    return JSONResponse({"success": False, **told}, 202, headers)
-
-
-def _asks_for_a_job(headers: Headers) -> bool:
-    """RFC 7240, 4.1."""
-    wishes = ",".join(headers.getlist("prefer")).split(",")
-    return any(wish.partition(";")[0].strip().lower() == "respond-async" for wish in wishes)
-
-
-def _owner(headers: Headers) -> str:
-    """A job is its key's alone; the key itself is not kept."""
-    return hashlib.sha256(show(headers).encode("latin-1")).hexdigest()
-
-
-def _idempotency_key(headers: Headers) -> str | None:
-    key = headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= 255:
-        raise Failure("invalid_value", "Idempotency-Key: from 1 to 255 characters")
-    return key
+        await send({"type": "http.response.body", "body": f"data: {error}\n\n".encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -6,17 +6,16 @@ the client's side.
 
 import asyncio
 import hashlib
-import json
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from deploy import journal
-from deploy.backend import Backend
+from deploy.backend import Backend, find_wait
 from deploy.journal import Job, Journal
 from models.failure import Failure
 from serving.caller import Caller
@@ -30,32 +29,30 @@ POLL_SECONDS = 0.2
 SWEEP_SECONDS = 60.0
 AGAIN_SECONDS = 3.0  # by then it is known that the service has died
 RECORD_SECONDS = 5.0
-LATER = frozenset({429, 503})  # not refused, only not now
 
 
 class Jobs:
-    """Kept by the front. `open` before all else; `run` until `stop`."""
+    """Kept by the front. Worked on from `start` to `stop`; `close` last."""
 
     def __init__(self, backend: Backend, client: httpx.AsyncClient, keep_hours: int) -> None:
         self._backend = backend
         self._client = client
         self._keep_seconds = keep_hours * 3600.0
         self._journal: Journal | None = None
+        self._working: asyncio.Task[None] | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
         self._ending = False
+        self._complaint = ""
 
-    async def open(self, path: Path) -> None:
-        """Take up what an earlier process left; without a journal every job is refused."""
-        try:
-            self._journal = await Journal.open(path)
-        except (OSError, sqlite3.Error) as error:
-            print(f"zopilot-gpu: no jobs: {path.name} cannot be kept: {type(error).__name__}", file=sys.stderr)
-            return
-        for job in await self._journal.abandoned():
-            await self._try_again(job, 0)
+    async def start(self, path: Path) -> None:
+        """While there is no journal every job is refused; an earlier process may have it for a moment yet."""
+        await self._open(path)
+        self._working = asyncio.create_task(self._work(path))
 
     async def close(self) -> None:
+        for task in self._running.values():
+            task.cancel()
         if self._journal is not None:
             await self._journal.close()
 
@@ -95,43 +92,29 @@ class Jobs:
     async def cancel(self, identity: str, owner: str) -> Job:
         """The job in its final state, whether that is this one or an earlier; its work ends."""
         job = await self.find(identity, owner)
-        await self._end(job, "cancelled", Failure("client_closed_request", "the job was cancelled"))
+        try:
+            await self._finish(job, "cancelled", Failure("client_closed_request", "the job was cancelled"))
+        except sqlite3.Error:  # who asks is there to ask again
+            raise failure("job_unrecorded") from None
         if task := self._running.get(identity):
             task.cancel()
         return await self.find(identity, owner)
 
-    async def run(self) -> None:
-        """Claim what is due while there is room and the service is ready."""
-        swept = 0.0
-        loop = asyncio.get_running_loop()
-        while self._journal is not None and not self._ending:
-            try:
-                if loop.time() - swept > SWEEP_SECONDS:
-                    await self._journal.forget(self._keep_seconds)
-                    swept = loop.time()
-                job = None
-                if self._backend.ready and len(self._running) < AT_ONCE:
-                    job = await self._journal.claim()
-                if job is not None:
-                    self._follow(job, None)
-                    continue
-            except sqlite3.Error as error:
-                print(f"zopilot-gpu: jobs: {type(error).__name__}", file=sys.stderr, flush=True)
-            self._woken.clear()
-            try:
-                await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
-            except TimeoutError:
-                continue
-
     async def stop(self, grace: float) -> None:
         """Let those under way end within `grace` seconds; what does not is queued again for the next process."""
         self._ending = True
+        self._woken.set()
+        if self._working is not None:  # it may have claimed one that is not under way yet
+            await asyncio.wait([self._working], timeout=max(grace, 1.0))
         if self._running:
             await asyncio.wait(list(self._running.values()), timeout=grace)
         for identity, task in list(self._running.items()):
             task.cancel()
             await asyncio.wait([task])
-            await self._kept.put_back(identity, 0, tried=False)
+            try:
+                await self._kept.put_back(identity, 0, tried=False)
+            except sqlite3.Error as error:  # the next process finds it running, and counts it as tried
+                self._complain("a job cannot be recorded", error)
 
     def __len__(self) -> int:
         return len(self._running)
@@ -142,13 +125,48 @@ class Jobs:
             raise failure("job_unrecorded")
         return self._journal
 
+    async def _open(self, path: Path) -> None:
+        try:
+            self._journal = await Journal.open(path)
+        except (OSError, sqlite3.Error) as error:
+            self._complain(f"no jobs: {path.name} cannot be kept", error)
+
+    async def _work(self, path: Path) -> None:
+        """Claim what is due while there is room and the service is ready."""
+        swept, pause = 0.0, POLL_SECONDS
+        loop = asyncio.get_running_loop()
+        while not self._ending:
+            self._woken.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), pause)
+            pause = RECORD_SECONDS
+            if self._journal is None:
+                await self._open(path)
+                continue
+            try:
+                if loop.time() - swept > SWEEP_SECONDS:
+                    await self._journal.forget(self._keep_seconds)
+                    swept = loop.time()
+                await self._claim(self._journal)
+                pause = POLL_SECONDS
+            except sqlite3.Error as error:
+                self._complain("jobs cannot be claimed", error)
+
+    async def _claim(self, kept: Journal) -> None:
+        while self._backend.ready and len(self._running) < AT_ONCE and not self._ending:
+            job = await kept.claim()
+            if job is None:
+                return
+            self._follow(job, None)
+
     def _follow(self, job: Job, answer: "asyncio.Task[httpx.Response] | None") -> None:
         task = asyncio.create_task(self._settle(job, answer))
         self._running[job.id] = task
-        task.add_done_callback(lambda _: self._leave(job))
+        task.add_done_callback(lambda ended: self._leave(job.id, ended))
 
-    def _leave(self, job: Job) -> None:
-        del self._running[job.id]
+    def _leave(self, identity: str, task: "asyncio.Task[None]") -> None:
+        if self._running.get(identity) is task:  # else it was put back, and is under way again
+            del self._running[identity]
         self._woken.set()
 
     async def _ask(self, job: Job) -> httpx.Response:
@@ -158,6 +176,8 @@ class Jobs:
 
     async def _settle(self, job: Job, answer: "asyncio.Task[httpx.Response] | None") -> None:
         """Keep the answer, or try again."""
+        if job.attempts > ATTEMPTS:  # processes have died over it
+            return await self._end(job, "failed", failure("interrupted"))
         try:
             response = await (answer or self._ask(job))
             try:
@@ -168,9 +188,7 @@ class Jobs:
                 await response.aclose()
         except httpx.TransportError:
             return await self._try_again(job, AGAIN_SECONDS)
-        if response.status_code in LATER:
-            seconds = response.headers.get("retry-after", "")
-            wait = float(seconds) if seconds.isdigit() else AGAIN_SECONDS
+        if (wait := find_wait(response)) is not None:
             return await self._keep(lambda: self._kept.put_back(job.id, wait, tried=False))
         state: journal.State = "succeeded" if response.status_code < 400 else "failed"
         await self._keep(lambda: self._kept.finish(job.id, state, response.status_code, told))
@@ -182,8 +200,11 @@ class Jobs:
             await self._end(job, "failed", failure("interrupted"))
 
     async def _end(self, job: Job, state: journal.State, why: Failure) -> None:
+        await self._keep(lambda: self._finish(job, state, why))
+
+    async def _finish(self, job: Job, state: journal.State, why: Failure) -> None:
         response = respond(why, Caller(job.request_id, job.route))
-        await self._keep(lambda: self._kept.finish(job.id, state, response.status_code, bytes(response.body)))
+        await self._kept.finish(job.id, state, response.status_code, bytes(response.body))
 
     async def _keep(self, record: Callable[[], Awaitable[object]]) -> None:
         """Until it is on disk: a full disk may have room again, and an answer is not to be lost before that."""
@@ -192,21 +213,12 @@ class Jobs:
                 await record()
                 return
             except sqlite3.Error as error:
-                print(f"zopilot-gpu: a job cannot be recorded: {type(error).__name__}", file=sys.stderr, flush=True)
+                self._complain("a job cannot be recorded", error)
                 await asyncio.sleep(RECORD_SECONDS)
 
-
-def tell(job: Job) -> dict[str, Any]:
-    """The job as its owner sees it."""
-    told: dict[str, Any] = {
-        "id": job.id,
-        "status": job.state,
-        "route": job.route,
-        "location": f"/jobs/{job.id}",
-        "request_id": job.request_id,
-        "created": round(job.created, 3),
-        "ended": None if job.ended is None else round(job.ended, 3),
-    }
-    if job.status is not None and job.answer is not None:
-        told |= {"http_status": job.status, "answer": json.loads(job.answer)}
-    return told
+    def _complain(self, what: str, error: Exception) -> None:
+        """Once, however often it is tried."""
+        complaint = f"zopilot-gpu: {what}: {type(error).__name__}"
+        if complaint != self._complaint:
+            print(complaint, file=sys.stderr, flush=True)
+        self._complaint = complaint

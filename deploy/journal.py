@@ -18,10 +18,12 @@ FINAL = frozenset({"succeeded", "failed", "cancelled"})
 TABLE = """
 create table if not exists jobs (
     id text primary key, owner text not null, idempotency_key text, digest text not null, request_id text not null,
-    route text not null, body blob, state text not null, attempts integer not null, created real not null,
-    due real not null, ended real, status integer, answer blob, unique (owner, idempotency_key)
+    route text not null, state text not null, attempts integer not null, created real not null, due real not null,
+    ended real, status integer, body blob, answer blob, unique (owner, idempotency_key)
 )
 """
+INDEX = "create index if not exists jobs_by_state on jobs (state)"  # else each look reads through every body
+FAR_SECONDS = 600.0  # no wait is longer: what is due after that was put back before the clock was
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,18 @@ class Journal:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Raises OSError or sqlite3.Error where it cannot be had, or another process has it."""
+        """What a process that is no more was running waits again. Raises OSError or sqlite3.Error where it cannot be
+        had, or another process has it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         database = await aiosqlite.connect(path, isolation_level=None, timeout=2)
         try:
-            for pragma in ("locking_mode=exclusive", "journal_mode=delete", "synchronous=full", "secure_delete=on"):
+            # Truncated: under an exclusive lock it is not deleted, and would keep the text that is dropped.
+            for pragma in ("locking_mode=exclusive", "journal_mode=truncate", "synchronous=full", "secure_delete=on"):
                 await database.execute(f"pragma {pragma}")
             await database.execute("begin exclusive")  # the lock is taken here, and kept
             await database.execute(TABLE)
+            await database.execute(INDEX)
+            await database.execute("update jobs set state = 'queued' where state = 'running'")
             await database.execute("commit")
         except sqlite3.Error:
             await database.close()
@@ -89,9 +95,10 @@ class Journal:
 
     async def claim(self) -> Job | None:
         """The oldest that is due, now running."""
-        due = "select id from jobs where state = 'queued' and due <= ? order by created limit 1"
+        due = "select id from jobs where state = 'queued' and (due <= ? or due > ?) order by rowid limit 1"
+        now = time.time()
         return await self._change(
-            f"update jobs set state = 'running', attempts = attempts + 1 where id = ({due})", time.time()
+            f"update jobs set state = 'running', attempts = attempts + 1 where id = ({due})", now, now + FAR_SECONDS
         )
 
     async def put_back(self, identity: str, seconds: float, tried: bool = True) -> bool:
@@ -116,33 +123,27 @@ class Journal:
             identity,
         )
 
-    async def abandoned(self) -> list[Job]:
-        """Those that a process which is no more was running."""
-        return await self._all("state = 'running'")
-
     async def waiting(self) -> tuple[int, int]:
         """How many have no final state, and the bytes of their bodies."""
-        async with self._database.execute(
+        ((count, size),) = await self._database.execute_fetchall(
             "select count(*), coalesce(sum(length(body)), 0) from jobs where state in ('queued', 'running')"
-        ) as rows:
-            row = await rows.fetchone()
-        return (row[0], row[1]) if row else (0, 0)
+        )
+        return count, size
 
     async def forget(self, seconds: float) -> None:
         """Drop what has ended that long ago."""
         await self._database.execute("delete from jobs where ended < ?", (time.time() - seconds,))
 
-    async def _all(self, where: str, *values: object) -> list[Job]:
-        async with self._database.execute(f"select {COLUMNS} from jobs where {where}", values) as rows:
-            return [Job(*row) for row in await rows.fetchall()]
-
     async def _one(self, where: str, *values: object) -> Job | None:
-        return next(iter(await self._all(where, *values)), None)
+        return await self._run(f"select {COLUMNS} from jobs where {where}", values)
 
     async def _change(self, statement: str, *values: object) -> Job | None:
-        async with self._database.execute(f"{statement} returning {COLUMNS}", values) as rows:
-            changed = [Job(*row) for row in await rows.fetchall()]  # to the end: only then is it durable
-            return next(iter(changed), None)
+        return await self._run(f"{statement} returning {COLUMNS}", values)
+
+    async def _run(self, statement: str, values: tuple[object, ...]) -> Job | None:
+        """To its end in one go: while one that writes is open, what others have written is not on disk."""
+        rows = list(await self._database.execute_fetchall(statement, values))
+        return Job(*rows[0]) if rows else None
 
 
 def make(owner: str, key: str | None, digest: str, request_id: str, route: str, body: bytes, running: bool) -> Job:

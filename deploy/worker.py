@@ -60,6 +60,7 @@ def _wait(backend: Backend, told: threading.Event) -> int:
                 if health.status_code == 200:
                     tokens = int(health.json()["engine"]["kv_tokens"]["budget"])
                     return max(1, min(MOST, tokens // TOKENS_OF_A_JOB))
+            told.wait(WAIT_SECONDS)
     return 0
 
 

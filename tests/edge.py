@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -90,6 +91,17 @@ def run(home: Path, log: Path, *, ready: bool = True, scaled: str = "", **enviro
     finally:
         if process.poll() is None:
             edge.kill()
+
+
+def connect(host: str, port: int, seconds: float = 30) -> socket.socket:
+    """As soon as it listens."""
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection((host, port))
+        except ConnectionRefusedError:
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
 
 
 def copy_home(home: Path, place: Path) -> Path:

@@ -25,6 +25,7 @@ ASYNC = {**KEY, "Prefer": "respond-async"}
 LABELS = {"prompt": "What is it?", "context": {"document": "TOTAL 6.40"}, "labels": ["receipt", "letter"]}
 LONG = {"prompt": "Say much.", "format": "text", "max_new_tokens": 4000, "temperature": 1.0, "allow_partial": True}
 ENDED = {"succeeded", "failed", "cancelled"}
+PAGE = "https://app.example"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def pod(front_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A pod whose proxy waits 14 seconds for a response to begin instead of 100; so 4 are left of it."""
     log = tmp_path_factory.mktemp("pod") / "log"
     with edge.run(
-        front_home, log, scaled="POD begin=14", RUNPOD_POD_ID="pod", ZOPILOT_GPU_API_KEY="one,two"
+        front_home, log, scaled="POD begin=14", RUNPOD_POD_ID="pod", ZOPILOT_GPU_API_KEY="one,two", ALLOWED_ORIGINS=PAGE
     ) as running:
         yield running
 
@@ -100,6 +101,25 @@ def test_refusals(
     answer = client.request(method, url, json=body, headers=headers)
     assert (answer.status_code, answer.json()["error_type"]) == (status, code), answer.text
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+def test_a_page_of_an_allowed_origin_reads_whatever_is_answered(client: httpx.Client) -> None:
+    asks = {"Origin": PAGE, "Access-Control-Request-Method": "DELETE"}
+    asks["Access-Control-Request-Headers"] = "x-api-key,prefer,idempotency-key,content-type"
+    flight = client.options("/jobs/" + "0" * 32, headers=asks)
+    assert (flight.status_code, flight.headers["access-control-allow-origin"]) == (200, PAGE)
+    accepted = client.post("/prompt", json=LABELS, headers={**ASYNC, "Origin": PAGE})
+    for answer in (
+        client.get("/health", headers={"Origin": PAGE}),  # of the service
+        client.post("/prompt", json=LABELS, headers={"Origin": PAGE}),  # of the edge
+        client.get(accepted.headers["location"], headers={**KEY, "Origin": PAGE}),
+        accepted,
+    ):
+        assert answer.headers.get_list("access-control-allow-origin") == [PAGE], answer.url
+    assert "Location" in accepted.headers["access-control-expose-headers"]
+    other = client.get("/health", headers={"Origin": "https://else.example"})
+    assert "access-control-allow-origin" not in other.headers
 
 
 def test_a_path_is_passed_on_as_it_came(pod: Edge) -> None:
@@ -291,6 +311,7 @@ def test_it_answers_while_it_loads_and_while_it_drains(front_home: Path, tmp_pat
         refused = httpx.post(f"{running.url}/prompt", json=LABELS)
         assert (refused.status_code, refused.json()["error_type"]) == (503, "draining")
         assert httpx.get(f"{running.health}/ping").status_code == 503
+        assert httpx.get(f"{running.url}/livez").status_code == 200
         assert working.is_alive()
         worker.resume()
         working.join(30)

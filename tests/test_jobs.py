@@ -19,8 +19,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from deploy import jobs as module
-from deploy.jobs import ATTEMPTS, Jobs, tell
+from deploy.jobs import ATTEMPTS, Jobs
 from deploy.journal import FINAL, Job, Journal
+from deploy.protocol import tell
 from models.failure import Failure
 from serving.caller import Caller
 from tests import edge
@@ -47,7 +48,11 @@ class Script:
         if told["say"] == "busy" and not again:
             response = JSONResponse({"error_type": "queue_full"}, 429, {"Retry-After": "0"})
         elif told["say"] == "loading" and not again:
-            response = JSONResponse({"error_type": "model_loading"}, 503)
+            response = JSONResponse({"error_type": "model_loading"}, 503, {"Retry-After": "1"})
+        elif told["say"] == "busy for long" and self.asked.count(told["say"]) < 40:
+            response = JSONResponse({"error_type": "queue_full"}, 429, {"Retry-After": "0"})
+        elif told["say"] == "never":
+            response = JSONResponse({"error_type": "model_unavailable"}, 503)
         elif told["say"] == "refused":
             response = JSONResponse({"error_type": "invalid_value"}, 400)
         elif told["say"] == "text":
@@ -66,21 +71,22 @@ class Script:
 def play(path: Path, scenario: Scenario, ready: bool = True) -> Script:
     """Run it beside jobs that are being worked on."""
     script = Script()
+    faults: list[str] = []
 
     async def run(url: str) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: faults.append(about["message"]))
         backend: Any = SimpleNamespace(url=url, ready=ready, headers={"X-API-Key": "ours"})
         async with httpx.AsyncClient(timeout=None) as client:
             jobs = Jobs(backend, client, keep_hours=1)
-            await jobs.open(path)
-            working = asyncio.create_task(jobs.run())
+            await jobs.start(path)
             await asyncio.wait_for(scenario(jobs, backend), 30)
             await jobs.stop(0)
-            await working
             await jobs.close()
 
     with edge.serving(script) as url, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "AGAIN_SECONDS", 0.05)
         asyncio.run(run(url))
+    assert faults == []
     return script
 
 
@@ -104,6 +110,8 @@ async def wait(jobs: Jobs, job: Job, states: frozenset[str] = FINAL) -> dict[str
         ("busy", "succeeded", 200, {"success": True, "said": "busy"}, 2),
         ("loading", "succeeded", 200, {"success": True, "said": "loading"}, 2),
         ("dies once", "succeeded", 200, {"success": True, "said": "dies once"}, 2),
+        ("busy for long", "succeeded", 200, {"success": True, "said": "busy for long"}, 40),
+        ("never", "failed", 503, {"error_type": "model_unavailable"}, 1),
     ],
 )
 def test_what_comes_of_a_job(tmp_path: Path, say: str, state: str, status: int, answer: Any, times: int) -> None:
@@ -166,6 +174,79 @@ def test_what_is_under_way_at_the_end_is_done_by_the_next_process(tmp_path: Path
         assert (await jobs.find(made[0].id, "o")).attempts == 1  # the first end was not its fault
 
     assert play(tmp_path / "j", second).asked == ["slow"]
+
+
+def test_a_job_that_is_being_claimed_at_the_end_is_left_to_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Journal.claim
+    claiming = asyncio.Event()
+
+    async def late(self: Journal) -> Job | None:
+        found = await claim(self)
+        if found is not None:
+            claiming.set()
+            await asyncio.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(Journal, "claim", late)
+
+    async def first(jobs: Jobs, _: Any) -> None:
+        await accept(jobs, "slow")
+        await claiming.wait()
+
+    play(tmp_path / "j", first)
+    monkeypatch.undo()
+
+    async def look() -> Job | None:
+        kept = await Journal.open(tmp_path / "j")
+        found = await kept.claim()
+        await kept.close()
+        return found
+
+    job = asyncio.run(look())
+    assert job is not None and job.attempts == 1
+
+
+def test_a_journal_that_another_process_still_has_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RECORD_SECONDS", 0.05)
+    other = sqlite3.connect(tmp_path / "j", check_same_thread=False)
+    other.execute("begin exclusive")
+
+    async def scenario(jobs: Jobs, _: Any) -> None:
+        with pytest.raises(Failure, match="could not be recorded"):
+            await accept(jobs, "hello")
+        other.close()
+        while True:
+            try:
+                job = await accept(jobs, "hello")
+                break
+            except Failure:
+                await asyncio.sleep(0.02)
+        assert (await wait(jobs, job))["status"] == "succeeded"
+
+    play(tmp_path / "j", scenario)
+
+
+def test_a_disk_that_stays_full_holds_up_neither_who_cancels_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async def scenario(jobs: Jobs, _: Any) -> None:
+        job = await accept(jobs, "slow")
+        await wait(jobs, job, frozenset({"running"}))
+        monkeypatch.setattr(Journal, "finish", full)
+        monkeypatch.setattr(Journal, "put_back", full)
+        with pytest.raises(Failure) as refused:
+            await jobs.cancel(job.id, "o")
+        assert refused.value.code == "job_unrecorded"
+
+    play(tmp_path / "j", scenario)
+    assert capsys.readouterr().err == "zopilot-gpu: a job cannot be recorded: OperationalError\n"
 
 
 def test_a_job_that_two_processes_died_over_is_not_tried_again(tmp_path: Path) -> None:
