@@ -23,6 +23,8 @@ import settings
 LOOPBACK = "127.0.0.1"
 WATCH_SECONDS = 0.25
 PROBE_SECONDS = 2.0
+LISTEN_SECONDS = 10.0  # between looks at one that is ready
+HUNG_SECONDS = 120.0  # that it may say nothing: a host may be that busy, a service that is at work is not
 KILL_SECONDS = 5.0  # until what is killed has gone
 DEATHS = 3  # within DEATHS_SECONDS: a crash loop
 DEATHS_SECONDS = 600.0
@@ -110,11 +112,16 @@ class Backend:
             # A session of its own: a signal from a terminal is for us.
             self._process = subprocess.Popen(self._command, env=self._environ, start_new_session=True)
             self._supervisor, self._worker = psutil.Process(self._process.pid), None
-        served = False
+        served, heard = False, 0.0
         while self._process.poll() is None:
-            if not self.ready and not self._ending.is_set() and self._probe():
-                served = True
+            if not self.ready and not self._ending.is_set() and self._probe() == 200:
+                served, heard = True, time.monotonic()
                 self._turn(ready=True)
+            elif self.ready and time.monotonic() - heard > LISTEN_SECONDS and self._probe():
+                heard = time.monotonic()
+            if self.ready and time.monotonic() - heard > HUNG_SECONDS:
+                print("zopilot-gpu: the service says nothing any more", file=sys.stderr, flush=True)
+                break
             # BentoML's supervisor sees only after some 10 seconds that its worker has died.
             self._worker = self._worker or _find_worker(self._supervisor)
             if self._worker and not _runs(self._worker) and not self._ending.is_set():
@@ -125,13 +132,14 @@ class Backend:
             self._kill()
         return served
 
-    def _probe(self) -> bool:
+    def _probe(self) -> int:
+        """The status that it answers with; 0: none."""
         connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=PROBE_SECONDS)  # which knows no proxies
         try:
             connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
+            return connection.getresponse().status
         except (http.client.HTTPException, OSError):
-            return False
+            return 0
         finally:
             connection.close()
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -136,6 +137,23 @@ def test_three_deaths_are_a_crash_loop() -> None:
         wait(lambda: backend.failed, 10)
         assert "died 3 times" in backend.failed and backend.starts == 3
         assert not backend.wait(10)
+    finally:
+        backend.stop(1)
+
+
+def test_one_that_hangs_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LISTEN_SECONDS", 0.1)
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.5)
+    monkeypatch.setattr(module, "HUNG_SECONDS", 3.0)
+    backend = Backend({}, [sys.executable, "-c", MORTAL])
+    backend.start()
+    try:
+        assert backend.wait(30)
+        time.sleep(4)
+        assert backend.ready and backend.starts == 1  # for it answers
+        family(backend)[0].suspend()
+        wait(lambda: not backend.ready, 20)
+        assert backend.wait(30) and backend.starts == 2
     finally:
         backend.stop(1)
 
