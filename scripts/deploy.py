@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import settings
 from deploy.control import arguments, cards, rehearsal, report, standing, upload
 from deploy.control.bodies import Pod
-from deploy.control.order import Refused
+from deploy.control.order import Refused, volume_name
 from deploy.control.probe import Probe
 from deploy.control.problem import ApiError
 from deploy.control.rollout import Fallen, Rollout
@@ -94,10 +94,10 @@ def fill_volume(options: argparse.Namespace) -> int:
     AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY take an S3 key of RunPod's console.
     """
     with _client(options) as (client, _):
-        asked, volumes = options.data_center, standing.survey(client, options.name).volumes
-    found = [volume for volume in volumes if asked in ("", volume.data_center)]
+        stands = standing.survey(client, options.name)
+    found = stands.volumes_in(options.data_center)
     if len(found) != 1:
-        where = ", ".join(volume.data_center for volume in volumes) or "none"
+        where = ", ".join(volume.data_center for volume in stands.volumes) or "none"
         raise Refused(f"one volume is needed ({PROGRAM} volume makes it, --data-center chooses); there are: {where}")
     row, (volume,) = catalog.IMPORTS[options.model], found
     described = upload.upload(row, settings.store_path(), volume.id, volume.data_center)
@@ -106,7 +106,7 @@ def fill_volume(options: argparse.Namespace) -> int:
 
 
 def bring_up(options: argparse.Namespace) -> int:
-    """Make what is not there yet, wait until it answers, and watch a pod where a limit is given."""
+    """Make what is not there yet beside the weights, wait until it answers, watch a pod where a limit is given."""
     order = arguments.order(options)
     order.check()
     if _limited(options) and order.mode != "pod":
@@ -215,7 +215,8 @@ def take_down(options: argparse.Namespace) -> int:
 def _client(options: argparse.Namespace) -> Iterator[tuple[Client, Probe]]:
     key, transport = settings.read(form=settings.Operator).runpod_key, None
     if options.dry_run:
-        transport = rehearsal.Rehearsal(options.data_center)
+        volume = volume_name(options.name) if options.command is bring_up else ""
+        transport = rehearsal.Rehearsal(options.data_center, volume)
     elif not key:
         raise Refused("RUNPOD_API_KEY is not set")
     say = _say if transport is None else _pass

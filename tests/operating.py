@@ -56,6 +56,11 @@ class Operator:
         captured = self.capsys.readouterr()
         return Ran(status, captured.out, captured.err)
 
+    def up(self, mode: str, *more: str) -> Ran:
+        """With a volume first, where there is none; where that fails, no further."""
+        made = self.run("volume")
+        return made if made.status else self.run(*up(mode, *more))
+
 
 def call(url: str, arguments: list[str]) -> int:
     """The command in this process, against the plane at `url`."""

@@ -23,7 +23,7 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
     """What was written behind `program`; `command` is what to call with it."""
     parser = argparse.ArgumentParser(prog=program, description=description, epilog=KEYS)
     parser.set_defaults(dry_run=False, mode="", env=[], image="", data_center="", baked=False, disk=30, rate=None)
-    parser.set_defaults(workers_min=None, workers_max=3, wait_minutes=20, idle_minutes=0, max_cost=0)
+    parser.set_defaults(workers_min=None, workers_max=3, wait_minutes=20, idle_minutes=0, max_cost=0, volume_size=0)
     add = parser.add_subparsers(required=True, metavar="COMMAND").add_parser
     for name, command in commands.items():
         told = (command.__doc__ or "").replace("`", "")
@@ -37,8 +37,11 @@ def read(program: str, description: str | None, commands: Mapping[str, Callable[
             sub.add_argument("--mode", choices=MODES, required=name in ("up", "logs"), default=default, help=MODE)
         if name in ("plan", "volume", "up"):
             _add_model(sub)
+        if name in ("plan", "volume"):
+            size = "default: what the model needs"
+            sub.add_argument("--volume-size", type=_whole(10, 4096), default=0, metavar="GB", help=size)
         if name in ("volume", "upload", "up"):
-            where = "of the volume, where there are several" if name == "upload" else "default: where a card is free"
+            where = "default: where " + ("a card is free" if name == "volume" else "the volume is")
             sub.add_argument("--data-center", default="", metavar="ID", help=where)
         if name == "upload":
             sub.add_argument("--model", choices=list(catalog.IMPORTS), default=catalog.MIXTRAL.name)
@@ -93,9 +96,6 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=list(catalog.ROWS), default=catalog.MIXTRAL.name)
     parser.add_argument(
         "--card", action="append", choices=list(cards.TYPES), default=[], help="again for a second choice"
-    )
-    parser.add_argument(
-        "--volume-size", type=_whole(10, 4096), default=0, metavar="GB", help="default: what the model needs"
     )
     parser.add_argument(
         "--cuda", type=_cuda, default=cards.CUDA, metavar="X.Y", help="the oldest CUDA that a host may have"

@@ -100,8 +100,6 @@ class Order:
             )
         if taken := set(self.env) & {*self._environment, *HANDED}:
             raise Refused(f"--env {', '.join(sorted(taken))}: set by this command already, keys from its environment")
-        if not self.baked:
-            self.volume_body("?")
         refuse(self.env)
         settings.read(self.environment, form=settings.Container)
         limits.check(PLATFORMS[self.mode], settings.read(self.environment))

@@ -17,10 +17,12 @@ MOMENT = "2026-01-01T00:00:00Z"
 
 
 class Rehearsal(httpx.BaseTransport):
-    """In place of the network."""
+    """In place of the network, in an account with nothing but the network volume `volume`, "": with nothing."""
 
-    def __init__(self, center: str) -> None:
+    def __init__(self, center: str, volume: str) -> None:
         self._center = center or CENTER
+        made = {"id": f"<id of {volume}>", "name": volume, "size": 4096, "dataCenter": self._center}
+        self._volumes = [made] if volume else []
         self._made: dict[str, dict[str, Any]] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -40,7 +42,7 @@ class Rehearsal(httpx.BaseTransport):
         if method == "POST" and path in lists:
             return self._made.setdefault(path, {**_MADE, **body, "id": f"<id of {body['name']}>"})
         if path in lists:
-            return {lists[path]: []}
+            return {lists[path]: self._volumes if path == "/v2/network-volumes" else []}
         if path == "/v2/catalog/gpus":
             return {"gpus": [_gpu(type, self._center) for types in TYPES.values() for type in types]}
         if path == "/v2/catalog/datacenters":

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from deploy.control import cards, cost
 from deploy.control.bodies import Endpoint, GpuType, Pod, Volume
 from deploy.control.cards import Offer
-from deploy.control.order import Order, Refused
+from deploy.control.order import Order, Refused, volume_name
 from deploy.control.probe import Probe
 from deploy.control.problem import ApiError, Forbidden, NoCapacity
 from deploy.control.runpod import ENDPOINTS, PODS, REGISTRIES, VOLUMES, Client
 from deploy.control.standing import Standing, removal, same, survey
 
 LOOK_SECONDS = 5.0
+TWICE = "RunPod has made one of these twice"
 
 
 class Fallen(Exception):
@@ -43,7 +44,7 @@ class Rollout:
     budget: float = 0
 
     def make(self) -> Pod | Endpoint:
-        """Whatever is not there yet. Raises Refused, ApiError or Fallen."""
+        """Whatever is not there yet beside the weights. Raises Refused, ApiError or Fallen."""
         order = self.order
         order.check()
         found = survey(self.client, order.name)
@@ -51,12 +52,10 @@ class Rollout:
             same(order, thing)
             self.client.say(f"{thing.name} ({thing.id}) is there already")
             return thing
-        thing = self._make(found, self._gpus())
+        thing = self._make(found)
         # Where an answer was lost and its list is late, a thing may have been asked for twice.
-        made = survey(self.client, order.name)
-        centers = [volume.data_center for volume in made.volumes]
-        if len(made.things(order.mode)) > 1 or len(set(centers)) < len(centers):
-            raise Fallen("RunPod has made one of these twice")
+        if len(survey(self.client, order.name).things(order.mode)) > 1:
+            raise Fallen(TWICE)
         return thing
 
     def answer(self, thing: Pod | Endpoint, wait_seconds: float) -> Running:
@@ -68,43 +67,50 @@ class Rollout:
     def volume(self) -> Volume:
         """The volume for the weights: found, or made where the cheapest card that holds the model is free. There may
         be one in each data center that is asked for."""
-        asked = self.order.center
-        for volume in survey(self.client, self.order.name).volumes:
-            if asked in ("", volume.data_center):
-                return volume
-        offers = cards.offers(self.order.row, self._gpus(), self.order.serverless, self.order.cards)
-        for _, center in self._candidates(offers, []):
-            return self._volume(center)
-        raise NoCapacity(0, f"no card that holds {self.order.row.name} is free beside a volume{self._among}")
+        order = self.order
+        if found := survey(self.client, order.name).volumes_in(order.center):
+            return found[0]
+        offers = cards.offers(order.row, self._gpus(), order.serverless, order.cards)
+        kept = {each.id for each in self.client.data_centers() if each.network_volume_types}
+        fit = kept & ({order.center} if order.center else cards.S3_CENTERS)
+        center = next((center for offer in offers for center in offer.centers if center in fit), "")
+        if not center:
+            raise NoCapacity(0, f"no card that holds {order.row.name} is free beside a volume{self._among}")
+        body = order.volume_body(center)
+        self.client.say(f"making the network volume {body.name}, {body.size} GB in {center}, paid for until removed:")
+        self.client.say(f"  {removal(order.name)} --volume")
+        self.client.say(f"it is empty: nothing answers before scripts/deploy upload --name {order.name}")
+        made = self.client.create(VOLUMES, body, body.name)
+        if len([each for each in survey(self.client, order.name).volumes if each.data_center == center]) > 1:
+            raise Fallen(TWICE)
+        return made
 
     def _gpus(self) -> list[GpuType]:
         return self.client.gpus("SERVERLESS" if self.order.serverless else "POD", self.order.cuda)
 
-    def _make(self, found: Standing, gpus: Sequence[GpuType]) -> Pod | Endpoint:
-        """Try one candidate after the other while RunPod has no card free; what was made for one in vain is removed."""
-        order = self.order
-        volumes = self._volumes(found)
-        for volume in volumes:
-            if volume.size * 1e9 < order.weights:
-                raise Refused(f"{volume.name} ({volume.id}) has {volume.size} GB, too few for {order.row.name}")
+    def _make(self, found: Standing) -> Pod | Endpoint:
+        """Try one candidate after the other while RunPod has no card free."""
+        order, gpus = self.order, self._gpus()
         offers = cards.offers(order.row, gpus, order.serverless, order.cards)
         if not offers:
             raise Refused(f"RunPod's catalogue has no card that holds {order.row.name}{self._among}")
-        registry = self._registry(found)
+        volumes, registry = self._volumes(found), self._registry(found)
         why: ApiError = NoCapacity(0, f"no card that holds {order.row.name} is free where it could stand{self._among}")
-        for offer, center in self._candidates(offers, volumes):
-            made = None if order.baked or volumes else self._volume(center)
-            excluded = cards.excluded(offer.gpu.pool or "", offers, gpus)
+        for offer, centers in self._candidates(offers, volumes):
+            where = ", ".join(centers) or "any data center"
+            here = [volume.id for volume in volumes if volume.data_center in centers]
+            self.client.say(f"making {order.thing} on {offer.gpu.name} in {where}, ${offer.price:.2f} an hour each:")
+            self.client.say(f"  {removal(order.name, order.mode)}")
             try:
-                return self._place(offer, center, excluded, [made] if made else volumes, registry)
+                if not order.serverless:
+                    pod = order.pod_body(offer, centers[0], (*here, "")[0], registry)
+                    return self.client.create(PODS, pod, order.thing)
+                excluded = cards.excluded(offer.gpu.pool or "", offers, gpus)
+                endpoint = order.endpoint_body(offer, excluded, centers, here, registry)
+                return self.client.create(ENDPOINTS, endpoint, order.thing)
             except (NoCapacity, Forbidden) as error:
-                why = error
-                self.client.say(f"{offer.gpu.name}{f' in {center}' if center else ''}: {error}")
-                if made:
-                    self.client.delete(VOLUMES, made.id)
-                    self.client.say(
-                        f"removed {made.name} ({made.id}) in {center} again: it was made for this and is empty"
-                    )
+                why = type(error)(error.status, f"{offer.gpu.name} in {where}: {error}")
+                self.client.say(str(why))
         raise why
 
     @property
@@ -114,34 +120,36 @@ class Rollout:
         return f" ({', '.join(wanted)})" if wanted else ""
 
     def _volumes(self, found: Standing) -> list[Volume]:
-        """Those with the weights, where it may stand; none if they are in the image."""
-        asked, every = self.order.center, [] if self.order.baked else found.volumes
-        fit = [volume for volume in every if asked in ("", volume.data_center)]
-        if every and not fit:
-            held = ", ".join(volume.data_center for volume in every)
-            raise Refused(f"--data-center {asked}: the volume with the weights is in {held}")
+        """Those with the weights, where it may stand; none if they are in the image. Without weights nothing would
+        ever answer, and be paid for."""
+        order = self.order
+        if order.baked:
+            return []
+        fit = found.volumes_in(order.center)
+        if not fit:
+            where = f" --data-center {order.center}" if order.center else ""
+            named = f"--name {order.name} --model {order.row.name}{where}"
+            raise Refused(
+                f"there is no network volume {volume_name(order.name)} where it may stand: scripts/deploy volume "
+                f"{named}, scripts/deploy upload {named}, then up; or --baked, if the image has the weights"
+            )
+        for volume in fit:
+            if volume.size * 1e9 < order.weights:
+                raise Refused(f"{volume.name} ({volume.id}) has {volume.size} GB, too few for {order.row.name}")
         return fit
 
-    def _candidates(self, offers: Sequence[Offer], volumes: Sequence[Volume]) -> Iterator[tuple[Offer, str]]:
-        """Cards and data centres, the cheapest first; where the weights are if they are anywhere. The catalogue says
-        what is free now and promises nothing, so where there is no choice of place it only orders them."""
-        asked, centers = self.order.center, [volume.data_center for volume in volumes]
-        if volumes and self.order.serverless:  # it spans all of them
-            yield from ((offer, "") for offer in sorted(offers, key=lambda each: not {*centers} & {*each.centers}))
-            return
-        if volumes:
-            places = [(offer, center) for offer in offers for center in centers]
-            yield from sorted(places, key=lambda place: place[1] not in place[0].centers)
-            return
-        if self.order.baked and self.order.serverless:
-            yield from ((offer, asked) for offer in offers)
-            return
-        fit = {asked} if asked else {each for offer in offers for each in offer.centers}
-        if not self.order.baked:
-            kept = {each.id for each in self.client.data_centers() if each.network_volume_types}
-            fit &= kept if asked else kept & cards.S3_CENTERS
-        for offer in offers:
-            yield from ((offer, center) for center in offer.centers if center in fit)
+    def _candidates(self, offers: Sequence[Offer], volumes: Sequence[Volume]) -> Iterator[tuple[Offer, list[str]]]:
+        """Cards and data centers, the cheapest first; where the weights are if they are on a volume. The catalogue
+        says what is free now and promises nothing, so where there is no choice of place it only orders them."""
+        asked, held = self.order.center, [volume.data_center for volume in volumes]
+        if volumes:  # an endpoint spans all of them
+            spans = [held] if self.order.serverless else [[center] for center in held]
+            places = [(offer, span) for offer in offers for span in spans]
+            yield from sorted(places, key=lambda place: not {*place[1]} & {*place[0].centers})
+        elif self.order.serverless:
+            yield from ((offer, [asked] if asked else []) for offer in offers)
+        else:
+            yield from ((offer, [each]) for offer in offers for each in offer.centers if asked in ("", each))
 
     def _registry(self, found: Standing) -> str | None:
         """The id of the credential, made if there is none; None for a public image."""
@@ -152,30 +160,6 @@ class Rollout:
         body = self.order.registry_body()
         self.client.say(f"making the registry credential {body.name}; it costs nothing")
         return self.client.create(REGISTRIES, body, body.name).id
-
-    def _volume(self, center: str) -> Volume:
-        body = self.order.volume_body(center)
-        self.client.say(
-            f"making the network volume {body.name}, {body.size} GB in {center}, paid for until it is removed:"
-        )
-        self.client.say(f"  {removal(self.order.name)} --volume")
-        self.client.say(f"it is empty: nothing answers before scripts/deploy upload --name {self.order.name}")
-        return self.client.create(VOLUMES, body, body.name)
-
-    def _place(
-        self, offer: Offer, center: str, excluded: Sequence[str], volumes: Sequence[Volume], registry: str | None
-    ) -> Pod | Endpoint:
-        """Ask for the pod or endpoint itself."""
-        order = self.order
-        centers = [center] if center else [volume.data_center for volume in volumes]
-        where = ", ".join(centers) or "any data centre"
-        self.client.say(f"making {order.thing} on {offer.gpu.name} in {where}, ${offer.price:.2f} an hour each:")
-        self.client.say(f"  {removal(order.name, order.mode)}")
-        if not order.serverless:
-            here = next((volume.id for volume in volumes if volume.data_center == center), "")
-            return self.client.create(PODS, order.pod_body(offer, center, here, registry), order.thing)
-        body = order.endpoint_body(offer, excluded, centers, [volume.id for volume in volumes], registry)
-        return self.client.create(ENDPOINTS, body, order.thing)
 
     def _await_pod(self, pod: Pod, wait_seconds: float) -> Running:
         if pod.status == "EXITED":

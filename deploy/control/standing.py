@@ -40,6 +40,13 @@ class Standing:
             raise Refused(f"there are {len(found)} called {self.name}-{mode} ({ids}), and only one can be meant")
         return found[0] if found else None
 
+    def volumes_in(self, center: str) -> list[Volume]:
+        """Those in a data center, "": in all; Refused where one has two, for nobody knows which has the weights."""
+        found = [volume for volume in self.volumes if center in ("", volume.data_center)]
+        if len({volume.data_center for volume in found}) < len(found):
+            raise Refused(f"one data center has two {volume_name(self.name)}, and only one can be meant")
+        return found
+
     def tell(self) -> list[str]:
         """A line for each: what it is, what it costs, the command that removes it."""
         lines = []
