@@ -20,6 +20,7 @@ import psutil
 
 import settings
 
+DRAINED, CRASHED, CUT = 0, 69, 75  # how process 1 ends
 LOOPBACK = "127.0.0.1"
 WATCH_SECONDS = 0.25
 PROBE_SECONDS = 2.0
@@ -87,6 +88,13 @@ class Backend:
             return False
         finally:
             self._kill()
+
+    def conclude(self, whole: bool) -> int:
+        """The exit status of process 1, whose requests were all answered if `whole`; tells why it could not go on."""
+        if self.failed:
+            print(f"zopilot-gpu: {self.failed}", file=sys.stderr, flush=True)
+            return CRASHED
+        return DRAINED if whole else CUT
 
     def _keep(self) -> None:
         """Run it until it is told to end, or has died too often; a first start that fails is not tried again."""

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +22,6 @@ from deploy.jobs import Jobs
 from serving import origins
 from settings import Container, SettingError
 
-UNAVAILABLE = 69
-CUT = 75
 WATCH_SECONDS = 0.25
 TELL_SECONDS = 2.0  # for those who wait to be told why
 END_SECONDS = 5.0  # for a service of which nothing is wanted any more
@@ -89,10 +86,7 @@ async def _serve(container: Container, backend: Backend) -> int:
             server.config.timeout_graceful_shutdown = max(1, round(over - time.monotonic()))
             server.should_exit = True
             await task
-    if backend.failed:
-        print(f"zopilot-gpu: {backend.failed}", file=sys.stderr, flush=True)
-        return UNAVAILABLE
-    return 0 if whole else CUT
+    return backend.conclude(whole)
 
 
 def _listen(app: ASGIApp, host: str, port: int) -> tuple[Server, "asyncio.Task[None]"]:

@@ -28,7 +28,8 @@ class Platform:
 
 POD = Platform("the proxy of a RunPod pod", begin=100, public=True)
 BALANCER = Platform("a RunPod load balancer", body=30 * MB, answer=30 * MB, whole=330, sticky=False)
-QUEUE = Platform("a RunPod queue", body=10 * MB, answer=10 * MB)  # /runsync would take 20 MB
+QUEUE_BYTES = 10 * MB  # of /run; /runsync would take 20 MB
+QUEUE = Platform("a RunPod queue", body=QUEUE_BYTES, answer=QUEUE_BYTES)
 ELSEWHERE = Platform("this host")
 # How long a RunPod load balancer lets a request wait for a worker.
 WORKER_SECONDS = 120.0

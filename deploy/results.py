@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
-from deploy.limits import MB
+from deploy.limits import MB, QUEUE_BYTES
 from models.failure import Failure
-from serving.errors import KINDS
+from serving.errors import envelop
 
-MAX_RESULT = 10 * MB  # of a job of /run, as in limits.QUEUE
+MAX_RESULT = QUEUE_BYTES
 MAX_CHUNK = MB  # of one piece of a stream
 
 
@@ -23,16 +23,7 @@ def pack_chunk(piece: Any) -> bytes:
 
 def pack_error(failure: Failure, name: str) -> bytes:
     """Why the job `name` has failed: the envelope of our own routes, as a string, for RunPod drops an object."""
-    kind = KINDS.get(failure.code)
-    retry = failure.retry_after is not None or (kind is not None and kind.retry_after is not None)
-    told = {
-        "success": False,
-        "error": failure.message or (kind.message if kind else ""),
-        "error_type": failure.code,
-        "retryable": retry,
-        "request_id": name,
-    }
-    return json.dumps({"error": json.dumps(told)}).encode()
+    return json.dumps({"error": json.dumps(envelop(failure, name))}).encode()
 
 
 def parse(body: bytes) -> Any:

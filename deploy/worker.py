@@ -16,7 +16,6 @@ from deploy.asking import Asker
 from deploy.backend import Backend
 from settings import Container, SettingError
 
-DRAINED, CRASHED, CUT = 0, 69, 75
 WAIT_SECONDS = 0.5
 STOP_SECONDS = 5.0  # for a service that has nothing to do
 TOKENS_OF_A_JOB = 2048  # so many jobs are taken at once as fit the engine with this
@@ -48,7 +47,7 @@ def run(container: Container, backend: Backend) -> int:
         late = _work(container, backend, told, room) if room else False
     finally:
         stopped = backend.stop(STOP_SECONDS)
-    return _report(backend, late or (bool(room) and not stopped))
+    return backend.conclude(whole=not late and (stopped or not room))
 
 
 def _wait(backend: Backend, told: threading.Event) -> int:
@@ -81,10 +80,3 @@ def _work(container: Container, backend: Backend, told: threading.Event, room: i
     print(f"zopilot-gpu: takes up to {room} jobs at once", flush=True)
     runpod.serverless.start(config)
     return scaler.late
-
-
-def _report(backend: Backend, late: bool) -> int:
-    if backend.failed:
-        print(f"zopilot-gpu: {backend.failed}", file=sys.stderr, flush=True)
-        return CRASHED
-    return CUT if late else DRAINED

@@ -96,12 +96,22 @@ def respond(failure: Failure, caller: Caller) -> JSONResponse:
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if not caller.path.startswith(OPENAI):
-        told = {"retryable": retry_after is not None, "request_id": caller.request_id}
-        body = {"success": False, "error": failure.message or kind.message, "error_type": failure.code, **told}
-        return JSONResponse(body, kind.status, headers)
+        return JSONResponse(envelop(failure, caller.request_id), kind.status, headers)
     if kind.status >= 500 and retry_after is None:
         headers["X-Should-Retry"] = "false"  # its clients try any of these again
     return JSONResponse({"error": describe(failure, caller.request_id)}, kind.status, headers)
+
+
+def envelop(failure: Failure, request_id: str) -> dict[str, Any]:
+    """The failure as our own routes tell it; one whose code is not known here as well."""
+    kind = KINDS.get(failure.code, Kind(500, ""))
+    return {
+        "success": False,
+        "error": failure.message or kind.message,
+        "error_type": failure.code,
+        "retryable": failure.retry_after is not None or kind.retry_after is not None,
+        "request_id": request_id,
+    }
 
 
 def describe(failure: Failure, request_id: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from deploy import worker as module
-from deploy.worker import CRASHED, CUT, DRAINED
+from deploy.backend import CRASHED, CUT, DRAINED
 from settings import Container, SettingError
 from tests.conftest import ROOT
 from tests.queue_plane import FINAL, Job, Plane

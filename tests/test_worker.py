@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deploy.worker import CRASHED
+from deploy.backend import CRASHED
 from models import catalog
 from tests.conftest import ROOT
 from tests.queue_plane import FINAL, Job, Plane
